@@ -1,0 +1,1 @@
+//! Assembly: the whole layer in memory or on Redis, by whether REDIS_URL is set.

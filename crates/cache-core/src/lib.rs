@@ -1,0 +1,1 @@
+//! The contracts of the coherent cache layer: what is promised, without how.

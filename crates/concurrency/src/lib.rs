@@ -1,0 +1,1 @@
+//! Locks, rate limits, presence and the invalidation bus within one process.

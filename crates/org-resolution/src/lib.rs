@@ -1,0 +1,1 @@
+//! Who is asking: org resolution and token caching as tower layers.

@@ -1,0 +1,2 @@
+//! The reference server: orgs resolved, cached and kept coherent.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The typed, tenant-scoped two-level read-through cache.
