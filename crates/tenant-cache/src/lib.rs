@@ -1,1 +1,44 @@
-//! The typed, tenant-scoped two-level read-through cache.
+//! # The typed, tenant-scoped two-level read-through cache
+//!
+//! Memory in front of a shared store in front of your loader; every entry belongs to the tenant of the running
+//! request; an invalidation reaches every instance and cannot be undone by a slow reader; a key is loaded once
+//! at a time in the whole fleet.
+//!
+//! | you look for | module |
+//! |---|---|
+//! | the cache you call | [`TenantCache`] |
+//! | the caches of a process, and how they are joined to others | [`Caches`], [`CachesBuilder`] |
+//! | how a cache is defined, with all options | [`DomainBuilder`], [`Policy`] |
+//! | whose request is running | [`RequestScope`], [`ambient`] |
+//! | what can be a key | [`CacheKey`] |
+//! | what a cache has done | [`Stats`] |
+//!
+//! Inside, in the order in which a lookup meets them: `near` (memory, tickets) → `flight` (one load for all) →
+//! `fetch` (the course of a miss) → `far` (leases) with `frame` (what is stored) and `generation` (groups) →
+//! `load` (the loader); `coherence` is what messages of other instances do here.
+
+pub mod ambient;
+mod builder;
+mod cache;
+mod coherence;
+mod far;
+mod fetch;
+mod flight;
+mod frame;
+mod generation;
+mod key;
+mod load;
+mod local_bus;
+mod near;
+mod policy;
+mod registry;
+mod stats;
+
+pub use ambient::RequestScope;
+pub use builder::DomainBuilder;
+pub use cache::{Found, Source, TenantCache};
+pub use key::CacheKey;
+pub use load::Retry;
+pub use policy::{Mode, NegativeTier, Policy};
+pub use registry::{Caches, CachesBuilder};
+pub use stats::Stats;

@@ -1,0 +1,76 @@
+//! The request context of the running task.
+//!
+//! A middleware runs the handler inside [`RequestScope::scope`]; everything below reads
+//! [`RequestScope::current`]. A task that is spawned does not inherit it: [`carry`] takes it along.
+
+use std::sync::Arc;
+
+use cache_core::RequestContext;
+use tokio::task_local;
+
+task_local! {
+    static CURRENT: Arc<RequestContext>;
+}
+
+/// How a [`RequestContext`] travels with a task.
+///
+/// ```
+/// use cache_core::{RequestContext, TenantId};
+/// use tenant_cache::RequestScope;
+///
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let tenant = TenantId::new("acme")?;
+/// let seen = RequestContext::new(tenant.clone())
+///     .scope(async { RequestContext::current().map(|context| context.tenant.clone()) })
+///     .await;
+/// assert_eq!(seen, Some(tenant));
+/// assert!(RequestContext::current().is_none());
+/// # Ok::<(), cache_core::IdError>(()) }).unwrap();
+/// ```
+pub trait RequestScope: Sized {
+    /// Runs a future as part of this request. An outer scope is hidden until it ends.
+    fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output>
+    where
+        Self: Into<Arc<RequestContext>>,
+    {
+        CURRENT.scope(self.into(), work)
+    }
+
+    /// The request the running task works for, if any.
+    #[must_use]
+    fn current() -> Option<Arc<RequestContext>> {
+        CURRENT.try_with(Arc::clone).ok()
+    }
+}
+
+impl RequestScope for RequestContext {}
+impl RequestScope for Arc<RequestContext> {}
+
+/// Takes the current request along into a future that another task will run.
+///
+/// ```
+/// # use tenant_cache::ambient::carry;
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// tokio::spawn(carry(async { /* the same tenant as here */ })).await?;
+/// # Ok::<(), tokio::task::JoinError>(()) }).unwrap();
+/// ```
+pub fn carry<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    let context = RequestContext::current();
+    async move {
+        match context {
+            Some(context) => context.scope(work).await,
+            None => work.await,
+        }
+    }
+}
+
+/// Looks at the current request without cloning it.
+pub(crate) fn with_current<R>(look: impl FnOnce(Option<&RequestContext>) -> R) -> R {
+    let mut look = Some(look);
+    let seen = CURRENT.try_with(|context| look.take().map(|look| look(Some(context))));
+    match (seen, look) {
+        (Ok(Some(result)), _) => result,
+        (_, Some(look)) => look(None),
+        (_, None) => unreachable!("`look` is only taken where its result is returned"),
+    }
+}

@@ -1,0 +1,113 @@
+//! What a message from the bus does here: near tiers and remembered generations only, never the far tier, and
+//! never a publish.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use cache_core::key::{KeyParts, Owner, domain_prefix};
+use cache_core::{FlushReason, Invalidation, InvalidationSink, TenantId};
+
+use crate::cache::Inner;
+use crate::generation::Generations;
+use crate::key::{CacheKey, NearQuery};
+use crate::registry::Domains;
+use crate::stats::Stats;
+
+/// A cache whose types are not known: what the registry and the bus need of it.
+pub(crate) trait Domain: std::fmt::Debug + Send + Sync {
+    /// Forgets one entry. `false` when the text is no key of this cache.
+    fn apply_key(&self, parts: &KeyParts<'_>) -> bool;
+    /// Forgets the entries whose full text starts with this.
+    fn apply_prefix(&self, prefix: &str);
+    /// Refuses all answers that are on their way.
+    fn spoil(&self);
+    fn stats(&self) -> Stats;
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
+}
+
+impl<K: CacheKey, V: Send + Sync + 'static> Domain for Inner<K, V> {
+    fn apply_key(&self, parts: &KeyParts<'_>) -> bool {
+        let Some(key) = K::from_text(&parts.key) else { return false };
+        let (tenant, user) = match &parts.owner {
+            Owner::Tenant(tenant) => (Some(tenant), None),
+            Owner::User(tenant, user) => (Some(tenant), Some(user)),
+            _ => (None, None),
+        };
+        self.near.remove(&NearQuery { tenant, user, key: &key });
+        true
+    }
+
+    fn apply_prefix(&self, prefix: &str) {
+        self.near.remove_matching(|key| {
+            // The scope first: most prefixes name another tenant, and rendering the key costs an allocation.
+            let scope = domain_prefix(&key.owner(), &self.domain);
+            match prefix.strip_prefix(&scope) {
+                None => scope.starts_with(prefix),
+                Some(_) => text(self, key.owner(), &key.key).starts_with(prefix),
+            }
+        });
+    }
+
+    fn spoil(&self) {
+        self.near.spoil_tickets();
+    }
+
+    fn stats(&self) -> Stats {
+        Inner::stats(self)
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+fn text<K: CacheKey, V>(inner: &Inner<K, V>, owner: Owner, key: &K) -> String {
+    KeyParts { owner, domain: (&*inner.domain).into(), key: key.to_text().into() }.to_text()
+}
+
+/// Applies messages to the caches of a registry.
+#[derive(Debug)]
+pub(crate) struct Coherence {
+    pub(crate) domains: Arc<Domains>,
+    pub(crate) generations: Arc<Generations>,
+}
+
+impl Coherence {
+    fn apply_key(&self, text: &str) {
+        let Some(parts) = KeyParts::parse(text) else { return };
+        let Some(domain) = self.domains.find(&parts.domain) else { return };
+        if !domain.apply_key(&parts) {
+            // Not readable as a key of this cache, yet it names an entry of it: better too much than too little.
+            domain.apply_prefix(text);
+        }
+    }
+
+    fn apply_domain(&self, tenant: Option<&TenantId>, domain: &str) {
+        // Nothing in memory belongs to a group that is not known.
+        if let Some(group) = self.generations.find(tenant.map(TenantId::as_str), domain) {
+            group.bump();
+        }
+    }
+}
+
+impl InvalidationSink for Coherence {
+    fn apply(&self, message: &Invalidation) {
+        match message {
+            Invalidation::Keys(keys) => keys.iter().for_each(|key| self.apply_key(key)),
+            Invalidation::Prefix(prefix) => {
+                self.domains.for_each(|domain| domain.apply_prefix(prefix));
+            }
+            Invalidation::Domain { tenant, domain } => self.apply_domain(tenant.as_ref(), domain),
+            Invalidation::All => self.generations.all().bump(),
+            // Entries carry no tags that this version knows of; dropping everything is right for any message.
+            _ => self.flush(FlushReason::Gap),
+        }
+    }
+
+    fn flush(&self, reason: FlushReason) {
+        tracing::debug!(reason = reason.as_str(), "near tiers are emptied");
+        self.generations.forget_all();
+        self.generations.all().bump();
+        self.domains.for_each(|domain| domain.spoil());
+    }
+}

@@ -1,0 +1,129 @@
+//! How an entry is written in the far tier.
+//!
+//! ```text
+//! value   01 ‖ write_id[16] ‖ key_tag[8] ‖ hard_ms[8] ‖ soft_ms[8] ‖ n[1] ‖ generation[8]×n ‖ payload
+//! absent  02 ‖ …the same header, no payload
+//! ```
+//! Numbers are big-endian. `write_id` is random per write: what a refresh compares before it replaces.
+//! `key_tag` is a hash of the full key: a reply that a desynchronised connection hands to the wrong caller,
+//! or a value that was moved, is a miss and not somebody else's data. `hard_ms` is when the entry is dead,
+//! `soft_ms` when it is stale, by the server's clock. The generations are those read *before* the load.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use xxhash_rust::xxh3::xxh3_64;
+
+const VALUE: u8 = 1;
+const ABSENT: u8 = 2;
+const FIXED: usize = 1 + 16 + 8 + 8 + 8 + 1;
+
+/// The most generations an entry can depend on.
+pub(crate) const MAX_GENERATIONS: usize = 16;
+
+/// An entry as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) hard_ms: u64,
+    pub(crate) soft_ms: u64,
+    pub(crate) generations: Vec<u64>,
+    /// `None` for "there is no such thing".
+    pub(crate) payload: Option<Bytes>,
+}
+
+/// Why stored bytes are not an entry of this key. Each is a miss that is counted and replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FrameError {
+    /// Not written by this cache, or cut short.
+    Malformed,
+    /// Written for another key.
+    ForeignKey,
+}
+
+impl Frame {
+    /// The bytes to store under `key`, with a fresh write id.
+    pub(crate) fn encode(&self, key: &str) -> Bytes {
+        let payload = self.payload.as_deref().unwrap_or_default();
+        let mut out = BytesMut::with_capacity(FIXED + 8 * self.generations.len() + payload.len());
+        out.put_u8(if self.payload.is_some() { VALUE } else { ABSENT });
+        out.put_u128(rand::random());
+        out.put_u64(xxh3_64(key.as_bytes()));
+        out.put_u64(self.hard_ms);
+        out.put_u64(self.soft_ms);
+        out.put_u8(self.generations.len().min(MAX_GENERATIONS) as u8);
+        for generation in self.generations.iter().take(MAX_GENERATIONS) {
+            out.put_u64(*generation);
+        }
+        out.put_slice(payload);
+        out.freeze()
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote for the same key.
+    pub(crate) fn decode(key: &str, bytes: &Bytes) -> Result<Self, FrameError> {
+        let number =
+            |at: usize| -> Option<u64> { Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?)) };
+        let read = || {
+            let kind = *bytes.first().filter(|kind| matches!(**kind, VALUE | ABSENT))?;
+            let tag = number(17)?;
+            let (hard_ms, soft_ms) = (number(25)?, number(33)?);
+            let count = usize::from(*bytes.get(41)?);
+            let generations = (0..count).map(|n| number(FIXED + 8 * n)).collect::<Option<Vec<_>>>()?;
+            let payload = (kind == VALUE).then(|| bytes.slice(FIXED + 8 * count..));
+            Some((tag, Self { hard_ms, soft_ms, generations, payload }))
+        };
+        match read() {
+            None => Err(FrameError::Malformed),
+            Some((tag, _)) if tag != xxh3_64(key.as_bytes()) => Err(FrameError::ForeignKey),
+            Some((_, frame)) => Ok(frame),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame() -> impl Strategy<Value = Frame> {
+        let payload = proptest::option::of(any::<Vec<u8>>().prop_map(Bytes::from));
+        let generations = proptest::collection::vec(any::<u64>(), 0..=MAX_GENERATIONS);
+        (any::<u64>(), any::<u64>(), generations, payload).prop_map(
+            |(hard_ms, soft_ms, generations, payload)| Frame { hard_ms, soft_ms, generations, payload },
+        )
+    }
+
+    proptest! {
+        /// SC6: what was written is read back, and only under its own key.
+        #[test]
+        fn a_frame_is_read_back_under_its_own_key(frame in frame(), key in ".{1,40}", other in ".{1,40}") {
+            let bytes = frame.encode(&key);
+            prop_assert_eq!(Frame::decode(&key, &bytes), Ok(frame));
+            if key != other {
+                prop_assert_eq!(Frame::decode(&other, &bytes), Err(FrameError::ForeignKey));
+            }
+        }
+
+        /// SC6: truncated and random bytes are refused, never a panic.
+        #[test]
+        fn damage_never_panics(bytes in any::<Vec<u8>>(), frame in frame(), cut in any::<prop::sample::Index>()) {
+            let _ = Frame::decode("k", &Bytes::from(bytes));
+            let whole = frame.encode("k");
+            let _ = Frame::decode("k", &whole.slice(..cut.index(whole.len())));
+        }
+
+        /// SE1: two writes of one value are told apart by what a refresh compares.
+        #[test]
+        fn every_write_has_its_own_stamp(frame in frame()) {
+            let stamp = |bytes: Bytes| cache_core::Stamp::of(&bytes);
+            prop_assert_ne!(stamp(frame.encode("k")), stamp(frame.encode("k")));
+        }
+    }
+
+    /// SC6: the header alone, cut at any byte, is malformed.
+    #[test]
+    fn a_cut_header_is_malformed() {
+        let frame = Frame { hard_ms: 1, soft_ms: 1, generations: vec![7, 8], payload: Some(Bytes::new()) };
+        let bytes = frame.encode("k");
+        for cut in 0..bytes.len() {
+            assert_eq!(Frame::decode("k", &bytes.slice(..cut)), Err(FrameError::Malformed), "{cut}");
+        }
+    }
+}

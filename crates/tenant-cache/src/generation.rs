@@ -1,0 +1,325 @@
+//! Generations: invalidating a whole group of entries in one step, however many there are.
+//!
+//! A group (everything, a domain, a tenant's domain) has a random number in the far tier under `gen:…`.
+//! Entries carry the numbers they were loaded under and live only while these are the current ones. So
+//! `invalidate_all` writes one new number. The numbers are read *before* the load: a load that began before
+//! the change carries the old one and is dead on arrival, in every tier. A lost number is replaced by a new
+//! random one: everything under it is a miss, never a resurrection.
+//!
+//! Why not timestamps: they compare clocks of different machines, and a lost one means "never invalidated".
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cache_core::key::{Owner, push_segment};
+use cache_core::{CacheError, CacheService, Claim, Clock, Lookup, Stamp, Ttl};
+use parking_lot::Mutex;
+
+/// How long a number is kept after its last renewal: twice the longest life of an entry at least.
+pub(crate) const GENERATION_TTL: Duration = Duration::from_secs(60 * 24 * 60 * 60);
+
+/// The longest life of an entry under generations.
+pub(crate) const MAX_ENTRY_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+const CREATE_LEASE: Duration = Duration::from_secs(1);
+
+/// One group, as this process knows it.
+///
+/// `local` counts the group's invalidations seen here; a near entry is alive while the count is the one it
+/// was loaded under. `known` is the number in the far tier, as far as memory may be trusted. Both change
+/// together, under the lock.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    text: Box<str>,
+    local: AtomicU64,
+    known: Mutex<Option<u64>>,
+}
+
+impl Generation {
+    fn new(text: impl Into<Box<str>>) -> Arc<Self> {
+        Arc::new(Self { text: text.into(), local: AtomicU64::new(0), known: Mutex::new(None) })
+    }
+
+    /// The count to remember before a load, and to compare on a hit.
+    #[inline]
+    pub(crate) fn local(&self) -> u64 {
+        self.local.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn known(&self) -> Option<u64> {
+        *self.known.lock()
+    }
+
+    /// The group was invalidated: nothing loaded before counts any more.
+    pub(crate) fn bump(&self) {
+        let mut known = self.known.lock();
+        self.local.fetch_add(1, Ordering::AcqRel);
+        *known = None;
+    }
+
+    /// Forgets the number, without invalidating anything.
+    pub(crate) fn forget(&self) {
+        *self.known.lock() = None;
+    }
+
+    /// Remembers a number that was asked for when the count was `seen`, unless the group was invalidated
+    /// since: the answer may be older than the message.
+    fn learn(&self, seen: u64, number: u64) {
+        let mut known = self.known.lock();
+        if self.local() == seen {
+            *known = Some(number);
+        }
+    }
+}
+
+/// The groups an entry belongs to, with the counts seen before its load.
+#[derive(Debug, Clone)]
+pub(crate) struct Chain(Vec<(Arc<Generation>, u64)>);
+
+impl Chain {
+    pub(crate) fn of(generations: impl IntoIterator<Item = Arc<Generation>>) -> Self {
+        let seen = |generation: Arc<Generation>| {
+            let local = generation.local();
+            (generation, local)
+        };
+        Self(generations.into_iter().map(seen).collect())
+    }
+
+    /// Whether no group was invalidated since.
+    pub(crate) fn stands(&self) -> bool {
+        self.0.iter().all(|(generation, seen)| generation.local() == *seen)
+    }
+
+    pub(crate) fn text(&self, at: usize) -> &str {
+        self.0[at].0.text()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The numbers in memory; `None` where one is not known.
+    pub(crate) fn known(&self) -> Vec<Option<u64>> {
+        self.0.iter().map(|(generation, _)| generation.known()).collect()
+    }
+
+    pub(crate) fn learn(&self, at: usize, number: u64) {
+        let (generation, seen) = &self.0[at];
+        generation.learn(*seen, number);
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(Arc<Generation>, u64)> {
+        self.0.iter()
+    }
+}
+
+/// The groups of a process, shared by all its caches.
+#[derive(Debug)]
+pub(crate) struct Generations {
+    all: Arc<Generation>,
+    groups: Mutex<Groups>,
+}
+
+#[derive(Debug, Default)]
+struct Groups {
+    by_text: HashMap<Box<str>, Weak<Generation>>,
+    sweep_at: usize,
+}
+
+impl Generations {
+    /// Below this many groups nothing is swept.
+    const MIN_SWEEP: usize = 1_024;
+
+    pub(crate) fn new() -> Self {
+        Self { all: Generation::new("gen:all"), groups: Mutex::default() }
+    }
+
+    /// The group of everything.
+    pub(crate) fn all(&self) -> Arc<Generation> {
+        Arc::clone(&self.all)
+    }
+
+    /// The group of a domain: one tenant's (users included), or everybody's.
+    pub(crate) fn domain(&self, tenant: Option<&str>, domain: &str) -> Arc<Generation> {
+        let text = generation_key(tenant, domain);
+        let mut groups = self.groups.lock();
+        if let Some(group) = groups.by_text.get(text.as_str()).and_then(Weak::upgrade) {
+            return group;
+        }
+        groups.sweep();
+        let group = Generation::new(text.clone());
+        groups.by_text.insert(text.into(), Arc::downgrade(&group));
+        group
+    }
+
+    /// The group, if anything in this process belongs to it.
+    pub(crate) fn find(&self, tenant: Option<&str>, domain: &str) -> Option<Arc<Generation>> {
+        let text = generation_key(tenant, domain);
+        self.groups.lock().by_text.get(text.as_str()).and_then(Weak::upgrade)
+    }
+
+    /// Forgets all numbers: memory is not to be trusted.
+    pub(crate) fn forget_all(&self) {
+        self.all.forget();
+        for group in self.groups.lock().by_text.values().filter_map(Weak::upgrade) {
+            group.forget();
+        }
+    }
+
+    /// Groups kept in memory, dead ones included.
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.groups.lock().by_text.len()
+    }
+}
+
+impl Groups {
+    /// Drops the groups nobody uses, each time their number has doubled: constant cost per group.
+    fn sweep(&mut self) {
+        if self.by_text.len() >= self.sweep_at.max(Generations::MIN_SWEEP) {
+            self.by_text.retain(|_, group| group.strong_count() > 0);
+            self.sweep_at = self.by_text.len() * 2;
+        }
+    }
+}
+
+/// The far key of a domain's number.
+pub(crate) fn generation_key(tenant: Option<&str>, domain: &str) -> String {
+    let mut text = String::from("gen:");
+    match tenant {
+        None => text.push_str("d:"),
+        Some(tenant) => {
+            text.push_str("t:");
+            push_segment(&mut text, tenant);
+            text.push(':');
+        }
+    }
+    text.push_str(domain);
+    text
+}
+
+/// The tenant part of an owner, as generations know it.
+pub(crate) fn tenant_of(owner: &Owner) -> Option<&str> {
+    owner.tenant().map(cache_core::TenantId::as_str)
+}
+
+/// Makes sure that a number exists, and says it.
+///
+/// # Errors
+/// Those of the far tier.
+pub(crate) async fn create(far: &dyn CacheService, text: &str, clock: &Clock) -> Result<u64, CacheError> {
+    loop {
+        match far.get_or_lease(text, CREATE_LEASE).await? {
+            Lookup::Hit(bytes) => match read(&bytes) {
+                Some(stored) => return Ok(stored.number),
+                // Not ours: written over, like any entry that is none.
+                None => far.invalidate(text).await?,
+            },
+            Lookup::Granted(claim) => {
+                let number = rand::random();
+                if far.fill(text, &claim, write(number, clock), Ttl::For(GENERATION_TTL)).await? {
+                    return Ok(number);
+                }
+            }
+            Lookup::Busy => tokio::time::sleep(Duration::from_millis(2)).await,
+        }
+    }
+}
+
+/// The number in stored bytes, renewing its life in passing when half of it is over.
+///
+/// # Errors
+/// Those of the far tier.
+pub(crate) async fn read_and_renew(
+    far: &dyn CacheService,
+    text: &str,
+    bytes: &Bytes,
+    clock: &Clock,
+) -> Result<Option<u64>, CacheError> {
+    let Some(stored) = read(bytes) else { return Ok(None) };
+    let age = clock.unix_ms().saturating_sub(stored.written_ms);
+    if Duration::from_millis(age) > GENERATION_TTL / 2 {
+        let claim = Claim::replacing(Stamp::of(bytes));
+        far.fill(text, &claim, write(stored.number, clock), Ttl::For(GENERATION_TTL)).await?;
+    }
+    Ok(Some(stored.number))
+}
+
+/// Gives a group a new number. What carries another one is dead from now on.
+///
+/// # Errors
+/// Those of the far tier.
+pub(crate) async fn renumber(far: &dyn CacheService, text: &str, clock: &Clock) -> Result<(), CacheError> {
+    far.set_bytes(text, write(rand::random(), clock), Ttl::For(GENERATION_TTL)).await
+}
+
+struct Stored {
+    number: u64,
+    written_ms: u64,
+}
+
+fn write(number: u64, clock: &Clock) -> Bytes {
+    Bytes::from([number.to_be_bytes(), clock.unix_ms().to_be_bytes()].concat())
+}
+
+fn read(bytes: &[u8]) -> Option<Stored> {
+    let (number, written_ms) = bytes.split_at_checked(8)?;
+    let number = u64::from_be_bytes(number.try_into().ok()?);
+    Some(Stored { number, written_ms: u64::from_be_bytes(written_ms.try_into().ok()?) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SE14: an answer that was asked for before an invalidation is not remembered after it.
+    #[test]
+    fn a_number_older_than_the_message_is_not_learned() {
+        let generations = Generations::new();
+        let group = generations.domain(Some("acme"), "d");
+        let chain = Chain::of([group.clone()]);
+        group.bump();
+        chain.learn(0, 7);
+        assert_eq!(group.known(), None);
+        assert!(!chain.stands());
+        let chain = Chain::of([group.clone()]);
+        chain.learn(0, 8);
+        assert_eq!((group.known(), chain.stands()), (Some(8), true));
+        generations.forget_all();
+        assert_eq!((group.known(), chain.stands()), (None, true));
+    }
+
+    /// SG9: groups that nobody uses leave no memory behind.
+    #[test]
+    fn unused_groups_are_swept() {
+        let generations = Generations::new();
+        let kept = generations.domain(Some("kept"), "d");
+        for tenant in 0..100_000 {
+            generations.domain(Some(&tenant.to_string()), "d");
+        }
+        assert!(generations.len() <= 2 * Generations::MIN_SWEEP, "{}", generations.len());
+        assert!(Arc::ptr_eq(&kept, &generations.domain(Some("kept"), "d")));
+    }
+
+    /// SG5: groups of different tenants and domains never share a key.
+    #[test]
+    fn group_keys_are_distinct() {
+        let keys = [
+            generation_key(None, "a"),
+            generation_key(Some("a"), "b"),
+            generation_key(Some("d"), "a"),
+            generation_key(Some("a:b"), "c"),
+            generation_key(Some("a"), "org:id"),
+            "gen:all".to_owned(),
+        ];
+        let distinct: std::collections::HashSet<_> = keys.iter().collect();
+        assert_eq!(distinct.len(), keys.len());
+    }
+}

@@ -1,0 +1,184 @@
+//! Running a loader: in the order retry, time-out, fallback; a panic is an error; a loader that asks for its
+//! own key is told so.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use cache_core::LoadError;
+use cache_core::error::SharedSource;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::task_local;
+
+/// How often and how patiently a failed load is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Retry {
+    /// Tries after the first. Default 2.
+    pub times: usize,
+    /// Pause before the second try, doubled for each further one, with jitter. Default 50 ms.
+    pub min_delay: Duration,
+    /// The longest pause. Default 1 s.
+    pub max_delay: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { times: 2, min_delay: Duration::from_millis(50), max_delay: Duration::from_secs(1) }
+    }
+}
+
+impl Retry {
+    /// Tries again this often.
+    #[must_use]
+    pub fn times(times: usize) -> Self {
+        Self { times, ..Self::default() }
+    }
+
+    /// Sets the pauses.
+    #[must_use]
+    pub fn with_delays(mut self, min: Duration, max: Duration) -> Self {
+        (self.min_delay, self.max_delay) = (min, max);
+        self
+    }
+}
+
+/// What is done about a loader that fails or is slow; nothing by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Resilience {
+    pub(crate) retry: Option<Retry>,
+    pub(crate) attempt_timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// Asks the origin for a key.
+pub(crate) type LoadFn<K, V> = dyn Fn(K) -> BoxFuture<'static, Result<Option<V>, SharedSource>> + Send + Sync;
+/// Answers in place of a load that failed.
+pub(crate) type FallbackFn<K, V> = dyn Fn(&K, &LoadError) -> Option<V> + Send + Sync;
+
+/// The loader of a cache.
+pub(crate) struct Loader<K, V> {
+    pub(crate) domain: Arc<str>,
+    pub(crate) load: Box<LoadFn<K, V>>,
+    pub(crate) fallback: Option<Box<FallbackFn<K, V>>>,
+    pub(crate) resilience: Resilience,
+}
+
+impl<K, V> std::fmt::Debug for Loader<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loader")
+            .field("domain", &self.domain)
+            .field("resilience", &self.resilience)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a loader came up with.
+#[derive(Debug)]
+pub(crate) enum Loaded<V> {
+    /// From the origin: may be cached.
+    Value(Option<V>),
+    /// From the fallback: never cached.
+    Fallback(V),
+}
+
+impl<K: Clone, V> Loader<K, V> {
+    /// Loads one key. `text` names it for the detection of a loader that calls itself.
+    pub(crate) async fn run(&self, key: K, text: &Arc<str>, above: Loading) -> Result<Loaded<V>, LoadError> {
+        let tries = || self.attempt(key.clone());
+        let tried = async {
+            match self.resilience.retry {
+                None => tries().await,
+                Some(retry) => tries.retry(backoff(retry)).when(worth_retrying).await,
+            }
+        };
+        let here = Loading(Some(Arc::new(Frame {
+            domain: Arc::clone(&self.domain),
+            text: Arc::clone(text),
+            above,
+        })));
+        let loaded = LOADING.scope(here, self.within(self.resilience.timeout, tried)).await;
+        match (loaded, &self.fallback) {
+            (Ok(value), _) => Ok(Loaded::Value(value)),
+            (Err(error), Some(fallback)) => match fallback(&key, &error) {
+                Some(value) => Ok(Loaded::Fallback(value)),
+                None => Err(error),
+            },
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    async fn attempt(&self, key: K) -> Result<Option<V>, LoadError> {
+        // The call itself may panic as well as the future it returns.
+        let work = async { (self.load)(key).await };
+        let guarded = async {
+            match AssertUnwindSafe(work).catch_unwind().await {
+                Ok(Ok(value)) => Ok(value),
+                Ok(Err(source)) => Err(LoadError::Failed { domain: Arc::clone(&self.domain), source }),
+                Err(_) => Err(LoadError::Panicked { domain: Arc::clone(&self.domain) }),
+            }
+        };
+        self.within(self.resilience.attempt_timeout, guarded).await
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Option<Duration>,
+        work: impl Future<Output = Result<T, LoadError>>,
+    ) -> Result<T, LoadError> {
+        let Some(after) = limit else { return work.await };
+        match tokio::time::timeout(after, work).await {
+            Ok(result) => result,
+            Err(_) => Err(LoadError::TimedOut { domain: Arc::clone(&self.domain), after }),
+        }
+    }
+}
+
+fn backoff(retry: Retry) -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_jitter()
+        .with_max_times(retry.times)
+        .with_min_delay(retry.min_delay)
+        .with_max_delay(retry.max_delay)
+}
+
+/// A panic is a bug and a re-entrant load a mistake: neither gets better by trying again.
+fn worth_retrying(error: &LoadError) -> bool {
+    matches!(error, LoadError::Failed { .. } | LoadError::TimedOut { .. })
+}
+
+task_local! {
+    static LOADING: Loading;
+}
+
+/// The loads that the running task is part of, innermost first.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Loading(Option<Arc<Frame>>);
+
+#[derive(Debug)]
+struct Frame {
+    domain: Arc<str>,
+    text: Arc<str>,
+    above: Loading,
+}
+
+impl Loading {
+    /// Those of the running task.
+    pub(crate) fn current() -> Self {
+        LOADING.try_with(Self::clone).unwrap_or_default()
+    }
+
+    /// Whether waiting for this key would be waiting for oneself.
+    pub(crate) fn contains(&self, domain: &str, text: &str) -> bool {
+        let mut next = &self.0;
+        while let Some(frame) = next {
+            if &*frame.domain == domain && &*frame.text == text {
+                return true;
+            }
+            next = &frame.above.0;
+        }
+        false
+    }
+}

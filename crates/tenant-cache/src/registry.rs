@@ -1,0 +1,291 @@
+//! The caches of a process: one per domain, all on the same far tier and bus.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+use cache_core::key::{Owner, validate_domain};
+use cache_core::{
+    CacheError, CacheService, Clock, Invalidation, InvalidationBus, Subscription, TenantId, Trust,
+};
+use parking_lot::RwLock;
+
+use crate::builder::DomainBuilder;
+use crate::cache::TenantCache;
+use crate::coherence::{Coherence, Domain};
+use crate::generation::{self, Generations, generation_key};
+use crate::key::CacheKey;
+use crate::local_bus::Alone;
+use crate::policy::Policy;
+use crate::stats::Stats;
+
+/// Makes the caches of a process and keeps them coherent with those of the others.
+///
+/// One per process: it owns the subscription to the bus. Clones share everything; the subscription ends with
+/// the last clone and the last cache.
+#[derive(Debug, Clone)]
+pub struct Caches {
+    pub(crate) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) far: Option<Arc<dyn CacheService>>,
+    pub(crate) bus: Arc<dyn InvalidationBus>,
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) clock: Clock,
+    pub(crate) generations: Arc<Generations>,
+    domains: Arc<Domains>,
+    defaults: Policy,
+    _subscription: Subscription,
+}
+
+impl Caches {
+    /// Caches in this process's memory alone: near tier and loader, nobody to share with.
+    #[must_use]
+    pub fn in_memory() -> Self {
+        CachesBuilder::default().finish(Arc::new(Alone::default()))
+    }
+
+    /// Caches on a far tier, a bus, or both.
+    #[must_use]
+    pub fn builder() -> CachesBuilder {
+        CachesBuilder::default()
+    }
+
+    /// Begins the definition of a domain's cache. The types are those the result is assigned to.
+    pub fn domain<K: CacheKey, V: Send + Sync + 'static>(&self, name: &str) -> DomainBuilder<K, V> {
+        DomainBuilder::new(self.clone(), name, self.shared.defaults.clone())
+    }
+
+    /// The cache of a domain that was defined before, if its types are these.
+    #[must_use]
+    pub fn get<K: CacheKey, V: Send + Sync + 'static>(&self, name: &str) -> Option<TenantCache<K, V>> {
+        let inner = self.shared.domains.find(name)?.into_any().downcast().ok()?;
+        Some(TenantCache { inner })
+    }
+
+    /// What each domain's cache has done, by name.
+    #[must_use]
+    pub fn stats(&self) -> Vec<(Arc<str>, Stats)> {
+        let mut all = Vec::new();
+        self.shared.domains.for_each_named(|name, domain| all.push((Arc::clone(name), domain.stats())));
+        all
+    }
+
+    /// Removes entries by their full key text from every tier of every instance; for operators, who have no
+    /// types at hand.
+    ///
+    /// # Errors
+    /// [`CacheError::InvalidKey`], and those of the far tier and of telling the others.
+    pub async fn invalidate_keys(&self, keys: &[&str]) -> Result<(), CacheError> {
+        for key in keys {
+            cache_core::key::validate(key)?;
+        }
+        if let Some(far) = &self.shared.far {
+            far.invalidate_many(keys).await?;
+            if far.bus().is_some() {
+                return Ok(());
+            }
+        }
+        let keys = keys.iter().map(|key| Arc::from(*key)).collect();
+        self.shared.bus.publish(&Invalidation::Keys(keys)).await
+    }
+
+    /// Removes all entries whose full key text starts with a prefix, and says how many the far tier held.
+    /// Linear in the whole key space.
+    ///
+    /// # Errors
+    /// As [`invalidate_keys`](Self::invalidate_keys); an empty prefix is refused.
+    pub async fn invalidate_prefix(&self, prefix: &str) -> Result<u64, CacheError> {
+        cache_core::key::validate(prefix)?;
+        let mut removed = 0;
+        if let Some(far) = &self.shared.far {
+            removed = far.invalidate_prefix(prefix).await?;
+            if far.bus().is_some() {
+                return Ok(removed);
+            }
+        }
+        self.shared.bus.publish(&Invalidation::Prefix(prefix.into())).await?;
+        Ok(removed)
+    }
+
+    /// Removes a tenant's entries of a domain, its users' included, or every tenant's; one step.
+    ///
+    /// # Errors
+    /// [`CacheError::Configuration`] for a name that can be no domain, and those of the far tier and of
+    /// telling the others.
+    pub async fn invalidate_domain(&self, tenant: Option<&TenantId>, domain: &str) -> Result<(), CacheError> {
+        validate_domain(domain, tenant.is_none())?;
+        let text = generation_key(tenant.map(TenantId::as_str), domain);
+        let message = Invalidation::Domain { tenant: tenant.cloned(), domain: domain.into() };
+        self.shared.renumber(&text, &message).await
+    }
+
+    /// Removes everything from every cache of every instance; one step.
+    ///
+    /// # Errors
+    /// Those of the far tier and of telling the others.
+    pub async fn invalidate_everything(&self) -> Result<(), CacheError> {
+        let text = self.shared.generations.all().text().to_owned();
+        self.shared.renumber(&text, &Invalidation::All).await
+    }
+
+    /// The full key text of an entry, for [`invalidate_keys`](Self::invalidate_keys).
+    #[must_use]
+    pub fn key_text(owner: Owner, domain: &str, key: &str) -> String {
+        cache_core::key::KeyParts { owner, domain: domain.into(), key: key.into() }.to_text()
+    }
+
+    /// The bus these caches listen to.
+    #[must_use]
+    pub fn bus(&self) -> Arc<dyn InvalidationBus> {
+        Arc::clone(&self.shared.bus)
+    }
+}
+
+impl Shared {
+    /// Gives a group a new number, then tells everybody; the second also when the first failed.
+    pub(crate) async fn renumber(&self, text: &str, message: &Invalidation) -> Result<(), CacheError> {
+        let renumbered = match &self.far {
+            Some(far) => generation::renumber(&**far, text, &self.clock).await,
+            None => Ok(()),
+        };
+        let told = self.bus.publish(message).await;
+        renumbered.and(told)
+    }
+
+    /// The cache of a domain: the one that is there, or the one that `make` makes.
+    pub(crate) fn define<C: Domain + 'static>(
+        &self,
+        name: &Arc<str>,
+        definition: Definition,
+        make: impl FnOnce() -> Result<C, CacheError>,
+    ) -> Result<Arc<C>, CacheError> {
+        self.domains.define(name, definition, make)
+    }
+}
+
+/// Assembles [`Caches`].
+#[derive(Debug, Default)]
+pub struct CachesBuilder {
+    far: Option<Arc<dyn CacheService>>,
+    bus: Option<Arc<dyn InvalidationBus>>,
+    clock: Clock,
+    defaults: Policy,
+}
+
+impl CachesBuilder {
+    /// The tier behind memory, shared by all instances that use the same store.
+    #[must_use]
+    pub fn far(mut self, far: Arc<dyn CacheService>) -> Self {
+        self.far = Some(far);
+        self
+    }
+
+    /// The bus to the other instances. Not needed when the far tier [is on one](CacheService::bus).
+    #[must_use]
+    pub fn bus(mut self, bus: Arc<dyn InvalidationBus>) -> Self {
+        self.bus = Some(bus);
+        self
+    }
+
+    /// The clock; for tests.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// What domains start from. Default [`Policy::default`].
+    #[must_use]
+    pub fn defaults(mut self, defaults: Policy) -> Self {
+        self.defaults = defaults;
+        self
+    }
+
+    /// Assembles the caches and subscribes to the bus.
+    ///
+    /// # Errors
+    /// [`CacheError::Configuration`] when the far tier announces on one bus and another was given: this
+    /// process would not hear of the others' changes.
+    pub fn build(mut self) -> Result<Caches, CacheError> {
+        let announced = self.far.as_ref().and_then(CacheService::bus);
+        let bus = match (self.bus.take(), announced) {
+            (None, None) => Arc::new(Alone::default()),
+            (Some(bus), None) | (None, Some(bus)) => bus,
+            (Some(given), Some(announced)) if Arc::ptr_eq(&given, &announced) => given,
+            _ => {
+                return Err(CacheError::configuration(
+                    "caches",
+                    "the far tier is on another bus than the one given",
+                ));
+            }
+        };
+        Ok(self.finish(bus))
+    }
+
+    fn finish(self, bus: Arc<dyn InvalidationBus>) -> Caches {
+        let domains = Arc::new(Domains::default());
+        let generations = Arc::new(Generations::new());
+        let sink = Coherence { domains: Arc::clone(&domains), generations: Arc::clone(&generations) };
+        let subscription = bus.subscribe(Arc::new(sink));
+        let Self { far, clock, defaults, .. } = self;
+        let trust = bus.trust();
+        let shared =
+            Shared { far, bus, trust, clock, generations, domains, defaults, _subscription: subscription };
+        Caches { shared: Arc::new(shared) }
+    }
+}
+
+/// What two definitions of one domain must agree in.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Definition {
+    pub(crate) policy: Policy,
+    /// The types and closures it was made with.
+    pub(crate) made_of: Vec<std::any::TypeId>,
+}
+
+/// The caches by domain. Weak: a cache keeps the registry's parts alive, and must not keep itself.
+#[derive(Debug, Default)]
+pub(crate) struct Domains(RwLock<BTreeMap<Arc<str>, Defined>>);
+
+type Defined = (Definition, Weak<dyn Domain>);
+
+impl Domains {
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<dyn Domain>> {
+        self.0.read().get(name).and_then(|(_, domain)| domain.upgrade())
+    }
+
+    pub(crate) fn for_each(&self, act: impl Fn(&dyn Domain)) {
+        self.for_each_named(|_, domain| act(domain));
+    }
+
+    fn for_each_named(&self, mut act: impl FnMut(&Arc<str>, &dyn Domain)) {
+        for (name, (_, domain)) in self.0.read().iter() {
+            if let Some(domain) = domain.upgrade() {
+                act(name, &*domain);
+            }
+        }
+    }
+
+    fn define<C: Domain + 'static>(
+        &self,
+        name: &Arc<str>,
+        definition: Definition,
+        make: impl FnOnce() -> Result<C, CacheError>,
+    ) -> Result<Arc<C>, CacheError> {
+        let mut domains = self.0.write();
+        let there = domains.get(name).and_then(|(other, domain)| Some((other, domain.upgrade()?)));
+        if let Some((other, domain)) = there {
+            let same = (*other == definition).then(|| domain.into_any().downcast().ok()).flatten();
+            return same.ok_or_else(|| {
+                let what = format!("cache domain `{name}`");
+                CacheError::configuration(what, "it was defined before, in another way")
+            });
+        }
+        let cache = Arc::new(make()?);
+        let weak: Weak<C> = Arc::downgrade(&cache);
+        domains.insert(Arc::clone(name), (definition, weak));
+        Ok(cache)
+    }
+}

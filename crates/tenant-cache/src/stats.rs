@@ -1,0 +1,165 @@
+//! What a cache has done: counted once, told twice (in [`Stats`] and as metrics).
+//!
+//! Metric handles are made with the cache, so that counting is an increment and no look-up: install the
+//! recorder before building caches.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use metrics::counter;
+
+/// What a cache has done since it was made, in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Lookups answered from memory.
+    pub near_hits: u64,
+    /// Lookups answered from the far tier.
+    pub far_hits: u64,
+    /// Lookups that had to load.
+    pub misses: u64,
+    /// Loads begun.
+    pub loads: u64,
+    /// Loads that ended in an error, a panic or a time-out.
+    pub load_failures: u64,
+    /// Lookups that joined a load which was already running.
+    pub coalesced: u64,
+    /// Loaded values that were not stored, because an invalidation came between.
+    pub refused_fills: u64,
+    /// Loads that were not stored, because the far tier was away, not to be trusted, or another instance's
+    /// load took too long.
+    pub uncached_loads: u64,
+    /// Stored values that were not readable and were replaced.
+    pub damaged: u64,
+    /// Failures of the far tier, each answered from the loader.
+    pub far_failures: u64,
+    /// Near entries evicted because the tier was full.
+    pub evicted_capacity: u64,
+    /// Near entries found past their life.
+    pub evicted_expired: u64,
+    /// Near entries removed by an invalidation.
+    pub evicted_invalidated: u64,
+    /// Near entries replaced by a newer value.
+    pub evicted_replaced: u64,
+    /// Values in the near tier now, dead ones that were not met yet included.
+    pub size: u64,
+    /// Remembered "not found" in the near tier now.
+    pub negative_size: u64,
+}
+
+impl Stats {
+    /// Lookups answered without loading.
+    #[must_use]
+    pub fn hits(&self) -> u64 {
+        self.near_hits + self.far_hits
+    }
+}
+
+/// Why an entry left the near tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EvictionCause {
+    Capacity,
+    Expired,
+    Invalidated,
+    Replaced,
+}
+
+/// A number that is counted here and exported.
+pub(crate) struct Count {
+    here: AtomicU64,
+    exported: metrics::Counter,
+}
+
+impl Count {
+    fn new(exported: metrics::Counter) -> Self {
+        Self { here: AtomicU64::new(0), exported }
+    }
+
+    #[inline]
+    pub(crate) fn add(&self, by: u64) {
+        self.here.fetch_add(by, Ordering::Relaxed);
+        self.exported.increment(by);
+    }
+
+    #[inline]
+    pub(crate) fn one(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.here.load(Ordering::Relaxed)
+    }
+}
+
+impl std::fmt::Debug for Count {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
+/// The counters of one cache.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    pub(crate) near_hits: Count,
+    pub(crate) far_hits: Count,
+    pub(crate) misses: Count,
+    pub(crate) loads: Count,
+    pub(crate) load_failures: Count,
+    pub(crate) coalesced: Count,
+    pub(crate) refused_fills: Count,
+    pub(crate) uncached_loads: Count,
+    pub(crate) damaged: Count,
+    pub(crate) far_failures: Count,
+    evicted: [Count; 4],
+}
+
+impl Counters {
+    pub(crate) fn new(domain: &str) -> Self {
+        let plain = |metric: &'static str| Count::new(counter!(metric, "name" => domain.to_owned()));
+        let hits = |tier: &'static str| {
+            Count::new(counter!("cache_hits_total", "name" => domain.to_owned(), "tier" => tier))
+        };
+        let evicted = |cause: &'static str| {
+            Count::new(counter!("cache_evictions_total",
+                "name" => domain.to_owned(), "tier" => "near", "cause" => cause))
+        };
+        Self {
+            near_hits: hits("near"),
+            far_hits: hits("far"),
+            misses: plain("cache_misses_total"),
+            loads: plain("cache_loads_total"),
+            load_failures: plain("cache_load_failures_total"),
+            coalesced: plain("cache_coalesced_total"),
+            refused_fills: plain("cache_refused_fills_total"),
+            uncached_loads: plain("cache_uncached_loads_total"),
+            damaged: plain("cache_damaged_entries_total"),
+            far_failures: plain("cache_far_failures_total"),
+            evicted: [evicted("capacity"), evicted("expired"), evicted("invalidated"), evicted("replaced")],
+        }
+    }
+
+    pub(crate) fn evicted(&self, cause: EvictionCause) -> &Count {
+        &self.evicted[cause as usize]
+    }
+
+    /// The counts, with the sizes that only the tier knows left at zero.
+    pub(crate) fn snapshot(&self) -> Stats {
+        Stats {
+            near_hits: self.near_hits.get(),
+            far_hits: self.far_hits.get(),
+            misses: self.misses.get(),
+            loads: self.loads.get(),
+            load_failures: self.load_failures.get(),
+            coalesced: self.coalesced.get(),
+            refused_fills: self.refused_fills.get(),
+            uncached_loads: self.uncached_loads.get(),
+            damaged: self.damaged.get(),
+            far_failures: self.far_failures.get(),
+            evicted_capacity: self.evicted(EvictionCause::Capacity).get(),
+            evicted_expired: self.evicted(EvictionCause::Expired).get(),
+            evicted_invalidated: self.evicted(EvictionCause::Invalidated).get(),
+            evicted_replaced: self.evicted(EvictionCause::Replaced).get(),
+            size: 0,
+            negative_size: 0,
+        }
+    }
+}
