@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use cache_core::key::{KeyParts, Owner, validate};
 use cache_core::{CacheError, Codec, Invalidation, LoadError, TenantId, UserId};
-use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 
 use crate::ambient::carry;
@@ -321,22 +320,13 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
         &self.inner.policy
     }
 
-    /// The hot path: no lock beyond the shard's, no allocation, no await.
     #[inline]
     fn near_hit(&self, key: &K) -> Result<Option<Found<V>>, CacheError> {
-        let inner = &*self.inner;
-        let now = inner.shared.clock.coarse();
-        if !inner.shared.trust.near(now) {
-            return Ok(None);
+        let found = self.with_query(key, |query| self.inner.near_answer(query))?;
+        if found.is_some() {
+            self.inner.counters.near_hits.one();
         }
-        let value = self.with_query(key, |query| match inner.near.value(query, now) {
-            Some(value) => Some(Some(value)),
-            None => inner.near.is_absent(query, now).then_some(None),
-        })?;
-        Ok(value.map(|value| {
-            inner.counters.near_hits.one();
-            Found { value, source: Source::Near }
-        }))
+        Ok(found)
     }
 
     /// The way past the near tier. `anew` joins no lookup that is already under way.
@@ -347,15 +337,15 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
             return Err(LoadError::Reentrant { domain: Arc::clone(&inner.domain) }.into());
         }
         let (near_key, ticket) = (fetch.key.clone(), fetch.ticket.clone());
-        let load =
-            move |_: NearKey<K>, _: Ticket| -> BoxFuture<'static, Landing<V>> { carry(fetch.run()).boxed() };
         let now = inner.shared.clock.coarse();
         let (flight, joined) = if anew {
-            (inner.flights.board_anew(near_key, ticket, now, load), false)
+            let course = || carry(fetch.run()).boxed();
+            (inner.flights.board_anew(near_key, ticket, now, course), false)
         } else {
+            let course = || carry(fetch.run_unless_known()).boxed();
             let stands = |ticket: &Ticket| inner.near.stands(ticket);
             let boarding = Boarding { now, join_within: inner.policy.join_within, stands: &stands };
-            inner.flights.board(near_key, ticket, &boarding, load)
+            inner.flights.board(near_key, ticket, &boarding, course)
         };
         let landing = flight.await;
         inner.count(&landing, joined);
@@ -394,6 +384,21 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
+    /// What memory knows. The hot path: no lock beyond the shard's, no allocation, no await.
+    #[inline]
+    pub(crate) fn near_answer(&self, query: &NearQuery<'_, K>) -> Option<Found<V>> {
+        let now = self.shared.clock.coarse();
+        if !self.shared.trust.near(now) {
+            return None;
+        }
+        let value = match self.near.value(query, now) {
+            Some(value) => Some(value),
+            None if self.near.is_absent(query, now) => None,
+            None => return None,
+        };
+        Some(Found { value, source: Source::Near })
+    }
+
     /// The far key of an entry.
     pub(crate) fn text(&self, owner: Owner, key: &K) -> Result<Arc<str>, CacheError> {
         let parts = KeyParts { owner, domain: (&*self.domain).into(), key: key.to_text().into() };
@@ -451,6 +456,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
             self.counters.coalesced.one();
         }
         match landing {
+            Ok(Found { source: Source::Near, .. }) => self.counters.near_hits.one(),
             Ok(Found { source: Source::Far, .. }) => self.counters.far_hits.one(),
             _ => self.counters.misses.one(),
         }

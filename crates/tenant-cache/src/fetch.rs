@@ -44,6 +44,15 @@ pub(crate) struct Fetch<K, V> {
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
+    /// As [`run`](Self::run), unless memory knows by now: an earlier flight may have landed after this lookup
+    /// found nothing and before it took off.
+    pub(crate) async fn run_unless_known(self) -> Landing<V> {
+        match self.cache.near_answer(&self.key.query()) {
+            Some(found) => Ok(found),
+            None => self.run().await,
+        }
+    }
+
     pub(crate) async fn run(self) -> Landing<V> {
         let cache = Arc::clone(&self.cache);
         let Some(far) = &cache.far else {

@@ -59,13 +59,13 @@ impl<K: CacheKey, V: Send + Sync + 'static> Flights<K, V> {
         Self { shards, hasher: RandomState::new(), next: AtomicU64::new(0) }
     }
 
-    /// The flight of a key that the lookup may join (`true`), or a new one that runs `load` (`false`).
+    /// The flight of a key that the lookup may join (`true`), or a new one that takes `course` (`false`).
     pub(crate) fn board(
         self: &Arc<Self>,
         key: NearKey<K>,
         ticket: Ticket,
         boarding: &Boarding<'_>,
-        load: impl FnOnce(NearKey<K>, Ticket) -> BoxFuture<'static, Landing<V>>,
+        course: impl FnOnce() -> BoxFuture<'static, Landing<V>>,
     ) -> (Flight<V>, bool) {
         let mut shard = self.shard(&key).lock();
         if let Some(flight) = shard.get(&key).and_then(|entry| entry.joinable(boarding)) {
@@ -73,12 +73,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> Flights<K, V> {
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let landed = Landed { flights: Arc::clone(self), key: key.clone(), id };
-        let load = load(key.clone(), ticket.clone());
-        let course = async move {
+        let course = course();
+        let flight = async move {
             let _landed = landed;
-            load.await
+            course.await
         };
-        let new = course.boxed().shared();
+        let new = flight.boxed().shared();
         if let Some(flight) = new.downgrade() {
             shard.insert(key, Entry { id, started: boarding.now, ticket, flight });
         }
@@ -91,11 +91,11 @@ impl<K: CacheKey, V: Send + Sync + 'static> Flights<K, V> {
         key: NearKey<K>,
         ticket: Ticket,
         now: Tick,
-        load: impl FnOnce(NearKey<K>, Ticket) -> BoxFuture<'static, Landing<V>>,
+        course: impl FnOnce() -> BoxFuture<'static, Landing<V>>,
     ) -> Flight<V> {
         let nobody = |_: &Ticket| false;
         let boarding = Boarding { now, join_within: Duration::ZERO, stands: &nobody };
-        self.board(key, ticket, &boarding, load).0
+        self.board(key, ticket, &boarding, course).0
     }
 
     fn shard(&self, key: &NearKey<K>) -> &Shard<K, V> {
