@@ -1,0 +1,62 @@
+//! The commands.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// The reference server: orgs resolved, cached and kept coherent. Settings come from the environment; see the
+/// README for all of them.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "org-server", version)]
+pub struct Cli {
+    /// What to do; `serve` when left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Answer requests until told to stop (Ctrl-C or SIGTERM).
+    Serve,
+    /// Store the organisations of a JSON file: all of them, or none and a list of what is wrong.
+    Import {
+        /// An array of `{slug, name, id?, plan?, status?, settings?, secrets?, custom_domain?}`.
+        file: PathBuf,
+    },
+    /// Remove entries from the cache of every running server, by their full key such as `org:acme`.
+    Invalidate {
+        /// The keys.
+        #[arg(required = true, value_name = "KEY")]
+        keys: Vec<String>,
+    },
+}
+
+impl Cli {
+    /// The command, by default [`Command::Serve`].
+    #[must_use]
+    pub fn command(self) -> Command {
+        self.command.unwrap_or(Command::Serve)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(std::iter::once(&"org-server").chain(args)).map(Cli::command)
+    }
+
+    /// L1: no argument means serve; the others need what they work on.
+    #[test]
+    fn commands_are_read() {
+        assert_eq!(parse(&[]).expect("serve"), Command::Serve);
+        assert_eq!(parse(&["serve"]).expect("serve"), Command::Serve);
+        let import = Command::Import { file: "orgs.json".into() };
+        assert_eq!(parse(&["import", "orgs.json"]).expect("import"), import);
+        let keys = vec!["org:a".to_owned(), "org:b".to_owned()];
+        assert_eq!(parse(&["invalidate", "org:a", "org:b"]).expect("keys"), Command::Invalidate { keys });
+        assert!(parse(&["invalidate"]).is_err() && parse(&["import"]).is_err() && parse(&["drop"]).is_err());
+    }
+}

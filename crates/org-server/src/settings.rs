@@ -1,0 +1,173 @@
+//! The server's own settings; those of the layer below it are [`app_builder::settings`].
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use app_builder::settings::{parse_duration, redacted_url};
+use app_builder::{AppSettings, SettingError, SettingService, SettingServiceExt};
+use secrecy::{ExposeSecret, SecretString};
+
+/// Where the database is unless told otherwise.
+pub const DEFAULT_DATABASE_URL: &str = "sqlite://data/orgs.db?mode=rwc";
+/// Where the server listens unless told otherwise: reachable from this machine alone.
+pub const DEFAULT_BIND_ADDR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+/// The shortest admin token, in bytes: it guards everything, and can be tried over the network.
+pub const MIN_ADMIN_TOKEN_BYTES: usize = 16;
+
+/// The settings of the server. `Debug` shows no secret, and is what is logged at the start.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct ServerSettings {
+    /// `BIND_ADDR`.
+    pub bind_addr: SocketAddr,
+    /// `DATABASE_URL`; may hold a password.
+    pub database_url: SecretString,
+    /// `BASE_DOMAIN`: `acme.{base_domain}` is the org `acme`.
+    pub base_domain: String,
+    /// `ORG_MASTER_KEY`: 32 bytes in base64; made at the first start when absent.
+    pub master_key: Option<SecretString>,
+    /// `ADMIN_TOKEN`; made at the first start when absent.
+    pub admin_token: Option<SecretString>,
+    /// `REQUEST_TIMEOUT`: the longest a request may take. Default 10 s.
+    pub request_timeout: Duration,
+    /// `SHUTDOWN_TIMEOUT`: how long requests in flight may still take when the server is told to stop.
+    /// Default 10 s.
+    pub shutdown_timeout: Duration,
+    /// The layer's settings.
+    pub app: AppSettings,
+}
+
+impl ServerSettings {
+    /// Reads and checks all settings; nothing is contacted.
+    ///
+    /// # Errors
+    /// [`SettingError`] that names the setting and shows no secret.
+    pub fn read(source: &dyn SettingService) -> Result<Self, SettingError> {
+        let bind_addr =
+            source.parsed("BIND_ADDR", "an address such as `127.0.0.1:8080`", |text| text.parse().ok())?;
+        let duration = |name, default| {
+            let expected = "a time over zero such as `10s` or `500ms`";
+            let read =
+                source.parsed(name, expected, |text| parse_duration(text).filter(|time| !time.is_zero()));
+            read.map(|time| time.unwrap_or(default))
+        };
+        Ok(Self {
+            bind_addr: bind_addr.unwrap_or(DEFAULT_BIND_ADDR),
+            database_url: source.secret("DATABASE_URL")?.unwrap_or_else(|| DEFAULT_DATABASE_URL.into()),
+            base_domain: read_base_domain(source)?,
+            master_key: source.secret("ORG_MASTER_KEY")?,
+            admin_token: read_admin_token(source)?,
+            request_timeout: duration("REQUEST_TIMEOUT", Duration::from_secs(10))?,
+            shutdown_timeout: duration("SHUTDOWN_TIMEOUT", Duration::from_secs(10))?,
+            app: AppSettings::read(source)?,
+        })
+    }
+
+    /// Where the server keeps what it makes for itself: beside the database file, or in `data`.
+    #[must_use]
+    pub fn data_folder(&self) -> PathBuf {
+        let url = self.database_url.expose_secret();
+        let file = url.strip_prefix("sqlite:").map(|rest| rest.trim_start_matches("//"));
+        let file = file.and_then(|rest| rest.split('?').next()).filter(|file| !file.contains(":memory:"));
+        match file.map(Path::new).and_then(Path::parent) {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+            _ => PathBuf::from("data"),
+        }
+    }
+}
+
+impl fmt::Debug for ServerSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let given = |secret: &Option<SecretString>| if secret.is_some() { "(given)" } else { "(generated)" };
+        f.debug_struct("ServerSettings")
+            .field("bind_addr", &self.bind_addr)
+            .field("database_url", &redacted_url(self.database_url.expose_secret()))
+            .field("base_domain", &self.base_domain)
+            .field("master_key", &given(&self.master_key))
+            .field("admin_token", &given(&self.admin_token))
+            .field("request_timeout", &self.request_timeout)
+            .field("shutdown_timeout", &self.shutdown_timeout)
+            .field("app", &self.app)
+            .finish()
+    }
+}
+
+fn read_base_domain(source: &dyn SettingService) -> Result<String, SettingError> {
+    let expected = "a host name such as `example.com`, without port";
+    let read = source.parsed("BASE_DOMAIN", expected, |text| {
+        let domain = text.trim_end_matches('.').to_ascii_lowercase();
+        let plain = |label: &str| crate::draft::slug_problem(label).is_none();
+        domain.split('.').all(plain).then_some(domain)
+    })?;
+    Ok(read.unwrap_or_else(|| "localhost".to_owned()))
+}
+
+fn read_admin_token(source: &dyn SettingService) -> Result<Option<SecretString>, SettingError> {
+    let token = source.secret("ADMIN_TOKEN")?;
+    let strong = |token: &SecretString| {
+        let token = token.expose_secret();
+        token.len() >= MIN_ADMIN_TOKEN_BYTES && token.bytes().all(|b| b.is_ascii_graphic())
+    };
+    match token {
+        Some(token) if !strong(&token) => Err(SettingError::invalid(
+            "ADMIN_TOKEN",
+            None,
+            format!("at least {MIN_ADMIN_TOKEN_BYTES} visible ASCII characters without spaces"),
+        )),
+        token => Ok(token),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use app_builder::MapSettings;
+
+    fn read(values: &[(&str, &str)]) -> Result<ServerSettings, SettingError> {
+        ServerSettings::read(&MapSettings::new(values.iter().copied()))
+    }
+
+    /// L1: a fresh machine needs no settings.
+    #[test]
+    fn nothing_needs_to_be_set() {
+        let settings = read(&[]).expect("defaults are valid");
+        assert_eq!(settings.bind_addr.to_string(), "127.0.0.1:8080");
+        assert_eq!(settings.base_domain, "localhost");
+        assert_eq!(settings.data_folder(), Path::new("data"));
+        let elsewhere = read(&[("DATABASE_URL", "sqlite:///var/lib/orgs/o.db?mode=rwc")]).expect("valid");
+        assert_eq!(elsewhere.data_folder(), Path::new("/var/lib/orgs"));
+    }
+
+    /// L1: a wrong setting is named.
+    #[test]
+    fn wrong_settings_are_named() {
+        for (name, value) in [
+            ("BIND_ADDR", "localhost"),
+            ("BASE_DOMAIN", "http://example.com"),
+            ("ADMIN_TOKEN", "short"),
+            ("REQUEST_TIMEOUT", "soon"),
+            ("SHUTDOWN_TIMEOUT", "0"),
+            ("CACHE_BACKEND", "disk"),
+        ] {
+            assert_eq!(read(&[(name, value)]).expect_err(name).setting(), name);
+        }
+    }
+
+    /// A7: what is logged at the start, and what is refused, shows no secret.
+    #[test]
+    fn secrets_are_not_shown() {
+        let settings = read(&[
+            ("DATABASE_URL", "postgres://u:hunter2@db/orgs?password=hunter2"),
+            ("ADMIN_TOKEN", "hunter2-hunter2-hunter2"),
+            ("ORG_MASTER_KEY", "hunter2"),
+            ("REDIS_URL", "redis://:hunter2@cache"),
+        ])
+        .expect("valid");
+        let shown = format!("{settings:?}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+        let error = read(&[("ADMIN_TOKEN", "hunter2")]).expect_err("too short");
+        assert!(!format!("{error}{error:?}").contains("hunter2"));
+    }
+}

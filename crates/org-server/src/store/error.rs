@@ -1,0 +1,83 @@
+//! What can go wrong with the database.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The error of every store call. No message carries a value of a record or a credential.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// `DATABASE_URL` cannot be used.
+    #[error("the database URL cannot be used: {reason}")]
+    Url {
+        /// Why.
+        reason: String,
+    },
+    /// The folder of the database file cannot be made.
+    #[error("the folder {} cannot be made: {source}", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The tables are not, and could not be made, what this program needs.
+    #[error("the database's tables cannot be brought up to date: {source}")]
+    Migration {
+        /// What the migration said.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// The database cannot be reached, is locked, full or damaged.
+    #[error("the database failed: {source}")]
+    Unavailable {
+        /// What the driver said.
+        source: sqlx::Error,
+    },
+    /// No answer in time. A change may still take effect.
+    #[error("the database did not end `{operation}` within {after:?}")]
+    Timeout {
+        /// What was being done.
+        operation: &'static str,
+        /// The deadline that passed.
+        after: Duration,
+    },
+    /// Another organisation has this slug, custom domain or id.
+    #[error("another organisation has the same {what}")]
+    Taken {
+        /// `slug`, `custom_domain` or `id`.
+        what: &'static str,
+    },
+    /// A record does not hold what it must.
+    #[error("the database holds a damaged {what}")]
+    Damaged {
+        /// Which column.
+        what: &'static str,
+    },
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later without any change by the caller.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. })
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(source: sqlx::Error) -> Self {
+        let taken = source.as_database_error().filter(|error| error.is_unique_violation());
+        match taken.map(|error| taken_column(error.message())) {
+            Some(what) => Self::Taken { what },
+            None => Self::Unavailable { source },
+        }
+    }
+}
+
+/// SQLite names the column in its message: `UNIQUE constraint failed: organizations.slug`.
+fn taken_column(message: &str) -> &'static str {
+    match message {
+        message if message.contains("organizations.slug") => "slug",
+        message if message.contains("organizations.custom_domain") => "custom_domain",
+        _ => "id",
+    }
+}

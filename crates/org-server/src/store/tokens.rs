@@ -1,0 +1,108 @@
+//! Tokens, known by their digest only.
+
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Store, StoreError, now_ms};
+
+/// A token of an organisation's user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRow {
+    /// Its id, by which it is revoked.
+    pub id: String,
+    /// The organisation it belongs to.
+    pub org_id: String,
+    /// The user it acts for.
+    pub user: String,
+    /// What it may do.
+    pub scopes: Vec<String>,
+    /// SHA-256 of the token's text.
+    pub digest: [u8; 32],
+    /// When it ends, in milliseconds since 1970.
+    pub expires_at: i64,
+}
+
+impl Store {
+    /// Stores a token's record, and removes those that ended a day ago or more.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], also when the organisation is gone; [`StoreError::Timeout`].
+    ///
+    /// # Cancel safety
+    /// A dropped call may have stored the record.
+    pub async fn insert_token(&self, token: &TokenRow) -> Result<(), StoreError> {
+        const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+        let now = now_ms();
+        self.limited("store a token", async {
+            let mut write = self.write().await?;
+            sqlx::query("DELETE FROM tokens WHERE expires_at < $1")
+                .bind(now - DAY_MS)
+                .execute(&mut *write)
+                .await?;
+            sqlx::query(
+                "INSERT INTO tokens (id, org_id, user_id, scopes, digest, created_at, expires_at) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            )
+            .bind(&token.id)
+            .bind(&token.org_id)
+            .bind(&token.user)
+            .bind(serde_json::Value::from(token.scopes.clone()).to_string())
+            .bind(token.digest.as_slice())
+            .bind(now)
+            .bind(token.expires_at)
+            .execute(&mut *write)
+            .await?;
+            Ok(write.commit().await?)
+        })
+        .await
+    }
+
+    /// The record of a token, whether it has ended or not.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Timeout`], [`StoreError::Damaged`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn token_by_digest(&self, digest: &[u8; 32]) -> Result<Option<TokenRow>, StoreError> {
+        let query = sqlx::query(
+            "SELECT id, org_id, user_id, scopes, digest, expires_at FROM tokens WHERE digest = $1",
+        )
+        .bind(digest.as_slice());
+        let row =
+            self.limited("look a token up", async { Ok(query.fetch_optional(&self.pool).await?) }).await?;
+        row.as_ref().map(read).transpose()
+    }
+
+    /// Removes a token of an organisation; answers what it was, or `None` when there was none.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Timeout`], [`StoreError::Damaged`].
+    ///
+    /// # Cancel safety
+    /// A dropped call may have removed it.
+    pub async fn delete_token(&self, org_id: &str, id: &str) -> Result<Option<TokenRow>, StoreError> {
+        let query = sqlx::query(
+            "DELETE FROM tokens WHERE id = $1 AND org_id = $2 \
+             RETURNING id, org_id, user_id, scopes, digest, expires_at",
+        )
+        .bind(id)
+        .bind(org_id);
+        let row =
+            self.limited("remove a token", async { Ok(query.fetch_optional(&self.pool).await?) }).await?;
+        row.as_ref().map(read).transpose()
+    }
+}
+
+fn read(row: &SqliteRow) -> Result<TokenRow, StoreError> {
+    let digest: Vec<u8> = row.try_get("digest")?;
+    let scopes: String = row.try_get("scopes")?;
+    Ok(TokenRow {
+        id: row.try_get("id")?,
+        org_id: row.try_get("org_id")?,
+        user: row.try_get("user_id")?,
+        scopes: serde_json::from_str(&scopes).map_err(|_| StoreError::Damaged { what: "token's scopes" })?,
+        digest: digest.try_into().map_err(|_| StoreError::Damaged { what: "token's digest" })?,
+        expires_at: row.try_get("expires_at")?,
+    })
+}
