@@ -1,1 +1,29 @@
-//! The Redis backend: one door to Redis for cache, locks, limits, presence and the bus.
+//! # The Redis backend
+//!
+//! One door to Redis, built once and shared by cache, bus, locks, limits and presence.
+//!
+//! | you look for | module |
+//! |---|---|
+//! | what to connect to | [`settings`]: [`RedisSettings`] |
+//! | the connections, their deadlines and their breaker | [`connection`]: [`RedisLink`], [`policy`] |
+//! | the cache | [`cache`]: [`RedisCacheService`] |
+//! | invalidations to and from other instances, and how far memory may be trusted | [`bus`]: [`RedisBus`] |
+//! | how errors of Redis are told apart | [`error`] |
+//! | keys on the server, escaping | `keyspace` · scripts: `script` and `lua/` |
+//!
+//! Nothing outside of this crate names the `redis` crate.
+
+pub mod bus;
+pub mod cache;
+pub mod connection;
+pub mod error;
+mod keyspace;
+pub mod policy;
+mod script;
+pub mod settings;
+
+pub use bus::{BusPolicy, RedisBus};
+pub use cache::{RedisCacheOptions, RedisCacheService};
+pub use connection::RedisLink;
+pub use error::CallError;
+pub use settings::{RedisSettings, SettingsError};

@@ -1,12 +1,30 @@
 //! # What every backend must pass
 //!
 //! For tests only. Each suite is a library: one named case per function, run by every backend through a macro
-//! that makes a test of each, at the path `<backend>::<suite>::<case>`.
+//! that makes a test of each, at the path `<backend>::<suite>::<case>`. A backend of your own runs the same.
 //!
 //! | you look for | module |
 //! |---|---|
+//! | the suite of `CacheService` | [`cache`], [`cache_suite!`] |
 //! | real Redis servers on free ports | [`redis_server`] |
 //! | a few lines of Redis protocol | [`resp`] |
+#![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
+pub mod cache;
 pub mod redis_server;
 pub mod resp;
+
+/// Makes a test of each named case of a suite's module; used by the suites' own macros.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! cases {
+    ($fixture:path, $suite:ident, $module:ident, [$($case:ident),* $(,)?]) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                $crate::$suite::$module::$case($fixture().await).await;
+                $crate::$suite::$module::$case($fixture().await.forwarded()).await;
+            }
+        )*
+    };
+}

@@ -1,0 +1,10 @@
+-- KEYS: key  ARGV: what must stand, whether that is all of it, px (0: only look)
+local held
+if ARGV[2] == '1' then
+  held = redis.call('GET', KEYS[1])
+else
+  held = redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1)
+end
+if held ~= ARGV[1] then return 0 end
+if ARGV[3] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return 1

@@ -1,0 +1,184 @@
+//! Many tasks at once, and calls that are dropped.
+
+#![expect(clippy::missing_panics_doc, reason = "a case fails by panicking")]
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cache_core::{CacheServiceExt, Claim, Lookup, Ttl};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::task::JoinSet;
+
+use super::CacheFixture;
+
+const LEASE: Duration = Duration::from_secs(30);
+
+/// P4: of many callers on a cold key exactly one gets the lease.
+pub async fn one_of_many_callers_gets_the_lease(f: CacheFixture) {
+    for round in 0..10 {
+        let key: Arc<str> = f.key(&round.to_string()).into();
+        let mut callers = JoinSet::new();
+        for _ in 0..64 {
+            let (service, key) = (f.service.clone(), key.clone());
+            callers.spawn(async move { service.get_or_lease(&key, LEASE).await.unwrap() });
+        }
+        let lookups = callers.join_all().await;
+        let granted = lookups.iter().filter(|lookup| matches!(lookup, Lookup::Granted(_))).count();
+        let busy = lookups.iter().filter(|lookup| matches!(lookup, Lookup::Busy)).count();
+        assert_eq!((granted, busy), (1, 63));
+    }
+}
+
+/// SE17, P1, P3: loaders, readers and one writer on a few keys; no read is older than what the writer had
+/// committed and invalidated before the read began.
+pub async fn readers_never_see_an_acknowledged_past(f: CacheFixture) {
+    const KEYS: usize = 3;
+    let truth: Arc<[AtomicU64; KEYS]> = Arc::default();
+    let acknowledged: Arc<[AtomicU64; KEYS]> = Arc::default();
+    let keys: Arc<Vec<String>> = Arc::new((0..KEYS).map(|n| f.key(&n.to_string())).collect());
+    let mut tasks = JoinSet::new();
+    for seed in 0..8 {
+        let (service, keys) = (f.service.clone(), keys.clone());
+        let (truth, acknowledged) = (truth.clone(), acknowledged.clone());
+        let mut rng = StdRng::seed_from_u64(seed);
+        tasks.spawn(async move {
+            for _ in 0..150 {
+                let n = rng.random_range(0..KEYS);
+                let least = acknowledged[n].load(Ordering::SeqCst);
+                let version = match service.get_or_lease(&keys[n], LEASE).await.unwrap() {
+                    Lookup::Hit(bytes) => cache_core::Json::from_bytes::<u64>(&bytes).unwrap(),
+                    Lookup::Busy => {
+                        tokio::task::yield_now().await;
+                        continue;
+                    }
+                    Lookup::Granted(claim) => {
+                        let version = truth[n].load(Ordering::SeqCst);
+                        tokio::task::yield_now().await;
+                        let bytes = Bytes::from(version.to_string());
+                        service.fill(&keys[n], &claim, bytes, Ttl::Default).await.unwrap();
+                        version
+                    }
+                };
+                assert!(version >= least, "read {version} after {least} was acknowledged");
+            }
+        });
+    }
+    let service = f.service.clone();
+    tasks.spawn(async move {
+        for round in 0..150 {
+            let n = round % KEYS;
+            let version = truth[n].fetch_add(1, Ordering::SeqCst) + 1;
+            service.invalidate(&keys[n]).await.unwrap();
+            acknowledged[n].store(version, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+        }
+    });
+    tasks.join_all().await;
+}
+
+/// SA3: a call that is dropped after its first step leaves no lock behind.
+pub async fn cancelled_calls_leave_nothing_behind(f: CacheFixture) {
+    let key = f.key("k");
+    let value = || Bytes::from_static(b"1");
+    let claim = Claim::lease([7; 16]);
+    for _ in 0..20 {
+        poll_once(f.service.get_bytes(&key));
+        poll_once(f.service.set_bytes(&key, value(), Ttl::Default));
+        poll_once(f.service.get_or_lease(&key, Duration::from_millis(1)));
+        poll_once(f.service.fill(&key, &claim, value(), Ttl::Default));
+        poll_once(f.service.renew(&key, &claim, LEASE));
+        poll_once(f.service.release(&key, &claim));
+        poll_once(f.service.invalidate(&key));
+        poll_once(f.service.invalidate_many(&[&key, &f.key("other")]));
+        poll_once(f.service.invalidate_prefix(&key));
+        poll_once(f.service.health());
+    }
+    f.time.pass(Duration::from_millis(50)).await;
+    let work = async {
+        f.service.set(&key, &2, None).await.unwrap();
+        assert_eq!(f.service.get(&key).await.unwrap(), Some(2));
+        f.service.invalidate(&key).await.unwrap();
+        let Lookup::Granted(claim) = f.service.get_or_lease(&key, LEASE).await.unwrap() else {
+            panic!("nothing is left behind, so the lease is free");
+        };
+        assert!(f.service.fill(&key, &claim, value(), Ttl::Default).await.unwrap());
+    };
+    tokio::time::timeout(Duration::from_secs(10), work).await.expect("nothing is locked");
+}
+
+/// SH1: random operations of one caller, against a map.
+pub async fn random_operations_agree_with_a_naive_model(f: CacheFixture) {
+    let seed = rand::random();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let keys: Vec<String> = ["a", "ab", "b"].iter().map(|name| f.key(name)).collect();
+    let mut values: HashMap<usize, u64> = HashMap::new();
+    let mut leases: HashMap<usize, Claim> = HashMap::new();
+    let mut spent: Vec<(usize, Claim)> = Vec::new();
+    for step in 0..600_u64 {
+        let (n, at) = (rng.random_range(0..keys.len()), format!("seed {seed}, step {step}"));
+        let key = &keys[n];
+        match rng.random_range(0..8) {
+            0 => {
+                f.service.set(key, &step, None).await.unwrap();
+                values.insert(n, step);
+                spent.extend(leases.remove(&n).map(|claim| (n, claim)));
+            }
+            1 => {
+                f.service.invalidate(key).await.unwrap();
+                values.remove(&n);
+                spent.extend(leases.remove(&n).map(|claim| (n, claim)));
+            }
+            2 => {
+                let starting: Vec<usize> =
+                    (0..keys.len()).filter(|n| keys[*n].starts_with(key.as_str())).collect();
+                let expected = starting.iter().filter(|n| values.contains_key(n)).count() as u64;
+                assert_eq!(f.service.invalidate_prefix(key).await.unwrap(), expected, "{at}");
+                for n in starting {
+                    values.remove(&n);
+                    spent.extend(leases.remove(&n).map(|claim| (n, claim)));
+                }
+            }
+            3 | 4 => match f.service.get_or_lease(key, LEASE).await.unwrap() {
+                Lookup::Hit(bytes) => {
+                    assert_eq!(
+                        values.get(&n).map(u64::to_string).as_deref(),
+                        std::str::from_utf8(&bytes).ok(),
+                        "{at}"
+                    );
+                }
+                Lookup::Busy => assert!(leases.contains_key(&n), "{at}"),
+                Lookup::Granted(claim) => {
+                    assert!(!values.contains_key(&n) && !leases.contains_key(&n), "{at}");
+                    leases.insert(n, claim);
+                }
+            },
+            5 => {
+                if let Some(claim) = leases.remove(&n) {
+                    let bytes = Bytes::from(step.to_string());
+                    assert!(f.service.fill(key, &claim, bytes, Ttl::Default).await.unwrap(), "{at}");
+                    values.insert(n, step);
+                    spent.push((n, claim));
+                }
+            }
+            6 => {
+                if let Some((n, claim)) = spent.pop() {
+                    let bytes = Bytes::from_static(b"0");
+                    assert!(!f.service.fill(&keys[n], &claim, bytes, Ttl::Default).await.unwrap(), "{at}");
+                }
+            }
+            _ => assert_eq!(f.service.get::<u64>(key).await.unwrap(), values.get(&n).copied(), "{at}"),
+        }
+    }
+}
+
+/// Polls a call once and drops it.
+fn poll_once<T>(call: impl Future<Output = T>) {
+    let _ = pin!(call).poll(&mut Context::from_waker(Waker::noop()));
+}
