@@ -4,9 +4,7 @@ use std::any::TypeId;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cache_core::error::SharedSource;
 use cache_core::{CacheError, Codec, Json, LoadError, Scope};
-use futures_util::FutureExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -14,7 +12,7 @@ use crate::cache::{Inner, LifeBy, TenantCache};
 use crate::far::FarTier;
 use crate::flight::Flights;
 use crate::key::CacheKey;
-use crate::load::{FallbackFn, LoadFn, Loader, Resilience, Retry};
+use crate::load::{FallbackFn, LoadFn, Loader, Resilience, Retry, load_fn};
 use crate::near::NearTier;
 use crate::policy::{Mode, NegativeTier, Policy};
 use crate::registry::{Caches, Definition};
@@ -221,10 +219,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         let definition =
             Definition { policy: self.policy.clone(), made_of: std::mem::take(&mut self.made_of) };
         let (shared, name) = (Arc::clone(&self.caches.shared), Arc::clone(&self.name));
-        let load = move |key| {
-            loader(key).map(|loaded| loaded.map_err(|error| SharedSource::from(error.into()))).boxed()
-        };
-        let inner = shared.define(&name, definition, || self.make(Box::new(load), codec))?;
+        let inner = shared.define(&name, definition, || self.make(load_fn(loader), codec))?;
         Ok(TenantCache { inner })
     }
 

@@ -14,7 +14,7 @@ use crate::fetch::Fetch;
 use crate::flight::{Boarding, Flights, Landing};
 use crate::generation::{self, generation_key, tenant_of};
 use crate::key::{CacheKey, NearKey, NearQuery, with_ids};
-use crate::load::{Loader, Loading};
+use crate::load::{LoadFn, Loader, Loading, load_fn};
 use crate::near::{NearTier, Remembered, Ticket};
 use crate::policy::Policy;
 use crate::registry::Shared;
@@ -151,7 +151,25 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     pub async fn lookup(&self, key: &K) -> Result<Found<V>, CacheError> {
         match self.near_hit(key)? {
             Some(found) => Ok(found),
-            None => self.lookup_far(key, false).await,
+            None => self.lookup_far(key, false, None).await,
+        }
+    }
+
+    /// [`lookup`](Self::lookup) with a loader of the caller's own, for what the key alone does not tell (a
+    /// credential that must be in no key, a connection of the request). A lookup that joins a load in flight
+    /// gets what that one loads: loaders of one key must agree.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn lookup_with<F, Fut, E>(&self, key: &K, load: F) -> Result<Found<V>, CacheError>
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Option<V>, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        match self.near_hit(key)? {
+            Some(found) => Ok(found),
+            None => self.lookup_far(key, false, Some(load_fn(move |_| load()))).await,
         }
     }
 
@@ -160,7 +178,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn fresh(&self, key: &K) -> Result<Option<Arc<V>>, CacheError> {
-        Ok(self.lookup_far(key, true).await?.value)
+        Ok(self.lookup_far(key, true, None).await?.value)
     }
 
     /// The values of several keys, in the order asked; each as [`get`](Self::get) would find it, several at
@@ -330,9 +348,14 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     }
 
     /// The way past the near tier. `anew` joins no lookup that is already under way.
-    async fn lookup_far(&self, key: &K, anew: bool) -> Result<Found<V>, CacheError> {
+    async fn lookup_far(
+        &self,
+        key: &K,
+        anew: bool,
+        instead: Option<Box<LoadFn<K, V>>>,
+    ) -> Result<Found<V>, CacheError> {
         let inner = &self.inner;
-        let fetch = self.with_query(key, |query| self.fetch(query))??;
+        let fetch = Fetch { instead, ..self.with_query(key, |query| self.fetch(query))?? };
         if fetch.above.contains(&inner.domain, &fetch.text) {
             return Err(LoadError::Reentrant { domain: Arc::clone(&inner.domain) }.into());
         }
@@ -373,6 +396,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
             key: query.to_key(),
             ticket: inner.ticket(query),
             above: Loading::current(),
+            instead: None,
         })
     }
 

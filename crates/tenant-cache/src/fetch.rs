@@ -25,7 +25,7 @@ use crate::cache::{Found, Inner, Source};
 use crate::far::{Claimed, FarTier, Held, LeaseGuard};
 use crate::flight::Landing;
 use crate::key::{CacheKey, NearKey};
-use crate::load::{Loaded, Loading};
+use crate::load::{LoadFn, Loaded, Loading};
 use crate::near::{Remembered, Ticket};
 use crate::policy::NegativeTier;
 
@@ -41,6 +41,8 @@ pub(crate) struct Fetch<K, V> {
     pub(crate) text: Arc<str>,
     pub(crate) ticket: Ticket,
     pub(crate) above: Loading,
+    /// Loads in place of the cache's own loader.
+    pub(crate) instead: Option<Box<LoadFn<K, V>>>,
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
@@ -195,8 +197,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         let cache = &self.cache;
         cache.counters.loads.one();
         let span = tracing::debug_span!("cache_load", domain = &*cache.domain);
-        let loaded =
-            cache.loader.run(self.key.key.clone(), &self.text, self.above.clone()).instrument(span).await;
+        let load =
+            cache.loader.run(self.instead.as_deref(), self.key.key.clone(), &self.text, self.above.clone());
+        let loaded = load.instrument(span).await;
         if loaded.is_err() {
             cache.counters.load_failures.one();
         }

@@ -55,6 +55,19 @@ pub(crate) struct Resilience {
 
 /// Asks the origin for a key.
 pub(crate) type LoadFn<K, V> = dyn Fn(K) -> BoxFuture<'static, Result<Option<V>, SharedSource>> + Send + Sync;
+/// A loader of any type as one of [`LoadFn`].
+pub(crate) fn load_fn<K, V, F, Fut, E>(load: F) -> Box<LoadFn<K, V>>
+where
+    F: Fn(K) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Option<V>, E>> + Send + 'static,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    Box::new(move |key| {
+        let loaded = load(key);
+        async move { loaded.await.map_err(|error| SharedSource::from(error.into())) }.boxed()
+    })
+}
+
 /// Answers in place of a load that failed.
 pub(crate) type FallbackFn<K, V> = dyn Fn(&K, &LoadError) -> Option<V> + Send + Sync;
 
@@ -85,9 +98,17 @@ pub(crate) enum Loaded<V> {
 }
 
 impl<K: Clone, V> Loader<K, V> {
-    /// Loads one key. `text` names it for the detection of a loader that calls itself.
-    pub(crate) async fn run(&self, key: K, text: &Arc<str>, above: Loading) -> Result<Loaded<V>, LoadError> {
-        let tries = || self.attempt(key.clone());
+    /// Loads one key, with the cache's own loader or with `instead`. `text` names it for the detection of a
+    /// loader that calls itself.
+    pub(crate) async fn run(
+        &self,
+        instead: Option<&LoadFn<K, V>>,
+        key: K,
+        text: &Arc<str>,
+        above: Loading,
+    ) -> Result<Loaded<V>, LoadError> {
+        let load = instead.unwrap_or(&*self.load);
+        let tries = || self.attempt(load, key.clone());
         let tried = async {
             match self.resilience.retry {
                 None => tries().await,
@@ -110,9 +131,9 @@ impl<K: Clone, V> Loader<K, V> {
         }
     }
 
-    async fn attempt(&self, key: K) -> Result<Option<V>, LoadError> {
+    async fn attempt(&self, load: &LoadFn<K, V>, key: K) -> Result<Option<V>, LoadError> {
         // The call itself may panic as well as the future it returns.
-        let work = async { (self.load)(key).await };
+        let work = async { load(key).await };
         let guarded = async {
             match AssertUnwindSafe(work).catch_unwind().await {
                 Ok(Ok(value)) => Ok(value),
