@@ -2,6 +2,8 @@
 //!
 //! Every race is run on each set-up of [`setups`]: memory alone, and memory in front of a far tier.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::sync::Arc;
@@ -35,7 +37,7 @@ fn setups() -> Vec<Fleet> {
         };
         let caches = [instance(), instance()];
         let (here, there) = (versions(&caches[0], &origin), versions(&caches[1], &origin));
-        Fleet { name, origin, here, there, bus, caches: caches }
+        Fleet { name, origin, here, there, bus, caches }
     };
     vec![fleet("memory", false), fleet("far", true)]
 }

@@ -1,5 +1,11 @@
 //! What the tests of this crate share: an origin that knows the truth and can be held, and requests of tenants.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::allow_attributes, reason = "each test binary uses a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::allow_attributes,
+    reason = "each test binary uses a part"
+)]
 
 use std::collections::HashMap;
 use std::io;

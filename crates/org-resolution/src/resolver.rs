@@ -1,0 +1,144 @@
+//! Looking organisations up, through the cache.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cache_core::{CacheError, LoadError, Scope};
+use tenant_cache::{Caches, NegativeTier, Source, TenantCache};
+
+use crate::directory::{DirectoryError, OrgDirectory};
+use crate::org::{OrgContext, OrgId, OrgStatus, Slug};
+use crate::rejection::{Problem, RETRY_LATER};
+
+/// How long an organisation is cached. Default of [`OrgResolver::new`]: 300 s.
+pub const ORG_TTL: Duration = Duration::from_secs(300);
+
+/// Finds organisations by slug, id or host, each looked up at most once at a time in the whole fleet.
+///
+/// Entries stand under `org:<slug>`, `org:id:<id>` and `org:domain:<host>`, for [`ORG_TTL`]. "There is no such
+/// organisation" is remembered for 30 s, in this process only: anybody can invent names, and must not fill the
+/// shared tier with them.
+#[derive(Debug, Clone)]
+pub struct OrgResolver {
+    by_slug: TenantCache<Slug, OrgContext>,
+    by_id: TenantCache<OrgId, OrgContext>,
+    by_domain: TenantCache<String, OrgContext>,
+}
+
+/// An organisation, and who knew it.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The organisation.
+    pub org: Arc<OrgContext>,
+    /// Which tier knew it.
+    pub source: Source,
+}
+
+impl OrgResolver {
+    /// A resolver on a directory, with its three caches in `caches`.
+    ///
+    /// # Errors
+    /// [`CacheError::Configuration`] when the domains `org`, `org:id` or `org:domain` are in use for something
+    /// else.
+    pub fn new(caches: &Caches, directory: Arc<dyn OrgDirectory>) -> Result<Self, CacheError> {
+        let (slugs, ids, domains) = (Arc::clone(&directory), Arc::clone(&directory), directory);
+        Ok(Self {
+            by_slug: org_domain(caches, "org").load(move |slug: Slug| {
+                let directory = Arc::clone(&slugs);
+                async move { directory.org_by_slug(&slug).await }
+            })?,
+            by_id: org_domain(caches, "org:id").load(move |id: OrgId| {
+                let directory = Arc::clone(&ids);
+                async move { directory.org_by_id(&id).await }
+            })?,
+            by_domain: org_domain(caches, "org:domain").load(move |domain: String| {
+                let directory = Arc::clone(&domains);
+                async move { directory.org_by_domain(&domain).await }
+            })?,
+        })
+    }
+
+    /// The usable organisation with a slug.
+    ///
+    /// # Errors
+    /// A [`Problem`]: `org_not_found` (unknown, deleted), `org_suspended` (suspended, or a status this version
+    /// does not know), `store_unavailable`.
+    pub async fn by_slug(&self, slug: &Slug) -> Result<Resolved, Problem> {
+        usable(self.by_slug.lookup(slug).await)
+    }
+
+    /// The usable organisation with an id.
+    ///
+    /// # Errors
+    /// As [`by_slug`](Self::by_slug).
+    pub async fn by_id(&self, id: &OrgId) -> Result<Resolved, Problem> {
+        usable(self.by_id.lookup(id).await)
+    }
+
+    /// The usable organisation with a host of its own.
+    ///
+    /// # Errors
+    /// As [`by_slug`](Self::by_slug).
+    pub async fn by_domain(&self, domain: &str) -> Result<Resolved, Problem> {
+        usable(self.by_domain.lookup(&domain.to_owned()).await)
+    }
+
+    /// Forgets everything under which these states of an organisation are known: what it was and what it is.
+    ///
+    /// # Errors
+    /// [`CacheError`] when the other instances could not be told; it is repeated in the background.
+    pub async fn forget(&self, states: &[&OrgContext]) -> Result<(), CacheError> {
+        let slugs: Vec<Slug> = states.iter().map(|org| org.slug.clone()).collect();
+        let ids: Vec<OrgId> = states.iter().map(|org| org.id.clone()).collect();
+        let domains: Vec<String> = states.iter().filter_map(|org| org.custom_domain.clone()).collect();
+        let slugs = self.by_slug.invalidate_many(&slugs).await;
+        let ids = self.by_id.invalidate_many(&ids).await;
+        let domains = self.by_domain.invalidate_many(&domains).await;
+        slugs.and(ids).and(domains)
+    }
+
+    /// Forgets a name nobody had until now, of which it may be remembered that it does not exist.
+    ///
+    /// # Errors
+    /// As [`forget`](Self::forget).
+    pub async fn forget_slug(&self, slug: &Slug) -> Result<(), CacheError> {
+        self.by_slug.invalidate(slug).await
+    }
+}
+
+/// The options all three caches share.
+fn org_domain<K: tenant_cache::CacheKey>(
+    caches: &Caches,
+    name: &str,
+) -> tenant_cache::DomainBuilder<K, OrgContext> {
+    caches
+        .domain(name)
+        .scope(Scope::Global)
+        .ttl(ORG_TTL)
+        .negative_ttl(Duration::from_secs(30))
+        .negative_tier(NegativeTier::Near)
+        .capacity(10_000)
+        .negative_capacity(10_000)
+}
+
+fn usable(found: Result<tenant_cache::Found<OrgContext>, CacheError>) -> Result<Resolved, Problem> {
+    let found = found.map_err(|error| unavailable(&error))?;
+    let org = found.value.ok_or_else(Problem::org_not_found)?;
+    match org.status {
+        OrgStatus::Active => Ok(Resolved { org, source: found.source }),
+        OrgStatus::Deleted => Err(Problem::org_not_found()),
+        // Closed, too, for a status that this version does not know.
+        OrgStatus::Suspended | OrgStatus::Unknown(_) => Err(Problem::org_suspended()),
+    }
+}
+
+fn unavailable(error: &CacheError) -> Problem {
+    match error {
+        CacheError::InvalidKey(_) => return Problem::org_not_found(),
+        CacheError::Load(LoadError::Failed { source, .. }) if source.is::<DirectoryError>() => {
+            tracing::warn!(%error, "an organisation could not be looked up");
+        }
+        error => tracing::error!(%error, "an organisation could not be looked up"),
+    }
+    Problem::unavailable("Organisations cannot be looked up now.", RETRY_LATER)
+}

@@ -1,0 +1,454 @@
+//! How a request names its organisation.
+//!
+//! Strategies are asked in the configured order; the first that has an opinion wins, and which one it was is
+//! recorded. An opinion can be a refusal: a host under the base domain that cannot be a name is not passed on to
+//! the next strategy.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use http::header::HOST;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, Uri};
+use ipnet::IpNet;
+use metrics::counter;
+
+use crate::org::{OrgId, Slug, SlugError};
+use crate::rejection::Problem;
+
+/// One way to find out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Strategy {
+    /// `acme.example.com` under the base domain `example.com`.
+    Host {
+        /// In lower case, without port or final dot.
+        base_domain: String,
+    },
+    /// `/o/acme/…`; the prefix is taken off before the request goes on.
+    Path,
+    /// A header, from trusted proxies only.
+    Header(HeaderName),
+    /// An [`OrgClaim`] that an outer layer put into the request after it verified a token.
+    Claim,
+    /// A host of the organisation's own.
+    CustomDomain,
+    /// Always this one: for a deployment with a single tenant.
+    Static(Slug),
+}
+
+/// Which strategy named the organisation; an extension of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ResolvedBy {
+    /// [`Strategy::Host`].
+    Host,
+    /// [`Strategy::Path`].
+    Path,
+    /// [`Strategy::Header`].
+    Header,
+    /// [`Strategy::Claim`].
+    Claim,
+    /// [`Strategy::CustomDomain`].
+    CustomDomain,
+    /// [`Strategy::Static`].
+    Static,
+}
+
+/// The organisation of a verified token; an extension of the request, for [`Strategy::Claim`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrgClaim(pub OrgId);
+
+/// How organisations are found.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SourceConfig {
+    /// Asked in this order.
+    pub strategies: Vec<Strategy>,
+    /// Whose headers are believed. Default nobody's.
+    pub trusted_proxies: TrustedProxies,
+    /// Paths that belong to no organisation, by whole segments: `/healthz` exempts `/healthz/x` and not
+    /// `/healthzz`.
+    pub exempt: Vec<String>,
+    /// Whether a request that names none is refused (`org_unresolved`). Default true.
+    pub required: bool,
+}
+
+impl SourceConfig {
+    /// A configuration with these strategies.
+    #[must_use]
+    pub fn new(strategies: Vec<Strategy>) -> Self {
+        Self { strategies, trusted_proxies: TrustedProxies::default(), exempt: Vec::new(), required: true }
+    }
+
+    /// Sets [`trusted_proxies`](Self::trusted_proxies).
+    #[must_use]
+    pub fn trusting(mut self, proxies: TrustedProxies) -> Self {
+        self.trusted_proxies = proxies;
+        self
+    }
+
+    /// Adds a path to [`exempt`](Self::exempt).
+    #[must_use]
+    pub fn exempting(mut self, path: impl Into<String>) -> Self {
+        self.exempt.push(path.into());
+        self
+    }
+
+    /// Lets requests through that name no organisation.
+    #[must_use]
+    pub fn optional(mut self) -> Self {
+        self.required = false;
+        self
+    }
+
+    pub(crate) fn is_exempt(&self, path: &str) -> bool {
+        self.exempt.iter().any(|exempt| {
+            path.strip_prefix(exempt.trim_end_matches('/'))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    }
+
+    /// What the request says; the first strategy with an opinion.
+    pub(crate) fn look(&self, request: &Parts, peer: Option<IpAddr>) -> Verdict {
+        for strategy in &self.strategies {
+            match self.ask(strategy, request, peer) {
+                Verdict::Silent => {}
+                verdict => return verdict,
+            }
+        }
+        Verdict::Silent
+    }
+
+    fn ask(&self, strategy: &Strategy, request: &Parts, peer: Option<IpAddr>) -> Verdict {
+        match strategy {
+            Strategy::Host { base_domain } => match host(request) {
+                Host::Name(name) => under(base_domain, &name),
+                Host::Ambiguous => Verdict::Refused(Problem::invalid_slug(false)),
+                Host::None => Verdict::Silent,
+            },
+            Strategy::Path => by_path(&request.uri),
+            Strategy::Header(name) => self.by_header(name, &request.headers, peer),
+            Strategy::Claim => match request.extensions.get::<OrgClaim>() {
+                Some(OrgClaim(id)) => Verdict::Named(Named::Id(id.clone()), ResolvedBy::Claim, None),
+                None => Verdict::Silent,
+            },
+            Strategy::CustomDomain => match host(request) {
+                Host::Name(name) => Verdict::Named(Named::Domain(name), ResolvedBy::CustomDomain, None),
+                _ => Verdict::Silent,
+            },
+            Strategy::Static(slug) => named(slug.clone(), ResolvedBy::Static),
+        }
+    }
+
+    fn by_header(&self, name: &HeaderName, headers: &HeaderMap, peer: Option<IpAddr>) -> Verdict {
+        let mut values = headers.get_all(name).iter();
+        let Some(value) = values.next() else { return Verdict::Silent };
+        if !peer.is_some_and(|peer| self.trusted_proxies.contains(peer)) {
+            counter!("org_untrusted_headers_total").increment(1);
+            tracing::debug!(header = %name, "an organisation header from an untrusted peer is ignored");
+            return Verdict::Silent;
+        }
+        let slug = value.to_str().ok().filter(|_| values.next().is_none());
+        match slug.map(str::trim).map(Slug::from_str) {
+            Some(Ok(slug)) => named(slug, ResolvedBy::Header),
+            _ => Verdict::Refused(Problem::invalid_slug(false)),
+        }
+    }
+}
+
+/// What a request says of its organisation.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It names one; with the path that is left when part of it was the name.
+    Named(Named, ResolvedBy, Option<Uri>),
+    /// It names what cannot be one.
+    Refused(Problem),
+    /// It names none.
+    Silent,
+}
+
+/// By what it is named.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    Slug(Slug),
+    Id(OrgId),
+    Domain(String),
+}
+
+fn named(slug: Slug, by: ResolvedBy) -> Verdict {
+    Verdict::Named(Named::Slug(slug), by, None)
+}
+
+/// The one label in front of the base domain.
+fn under(base_domain: &str, host: &str) -> Verdict {
+    let Some(label) = host.strip_suffix(base_domain).and_then(|rest| rest.strip_suffix('.')) else {
+        return Verdict::Silent;
+    };
+    match label.parse() {
+        Ok(slug) => named(slug, ResolvedBy::Host),
+        // `www.example.com` is a host of ours that names nobody.
+        Err(SlugError::Reserved) => Verdict::Silent,
+        Err(_) => Verdict::Refused(Problem::invalid_slug(true)),
+    }
+}
+
+fn by_path(uri: &Uri) -> Verdict {
+    let Some(rest) = uri.path().strip_prefix("/o/") else { return Verdict::Silent };
+    let (slug, path) = rest.split_once('/').map_or((rest, ""), |(slug, path)| (slug, path));
+    // A percent sign is no character of a slug: an encoded name has no second spelling.
+    let Ok(slug) = slug.parse() else { return Verdict::Refused(Problem::invalid_slug(false)) };
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    match format!("/{path}{query}").parse() {
+        Ok(left) => Verdict::Named(Named::Slug(slug), ResolvedBy::Path, Some(left)),
+        Err(_) => Verdict::Refused(Problem::invalid_slug(false)),
+    }
+}
+
+enum Host {
+    Name(String),
+    /// Two of them: nobody knows which one the next hop believes.
+    Ambiguous,
+    /// None, or an address, or what is no host name.
+    None,
+}
+
+/// The host name in lower case, without port and final dot.
+fn host(request: &Parts) -> Host {
+    let mut values = request.headers.get_all(HOST).iter();
+    let from_header = values.next().map(|value| value.to_str().unwrap_or_default());
+    if values.next().is_some() {
+        return Host::Ambiguous;
+    }
+    let Some(authority) = request.uri.host().or(from_header) else { return Host::None };
+    let name = match authority.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => authority,
+    };
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let address = name.parse::<IpAddr>().is_ok() || name.starts_with('[');
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    if address || name.is_empty() || !name.bytes().all(plain) { Host::None } else { Host::Name(name) }
+}
+
+/// Networks whose forwarding headers are believed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrustedProxies(Vec<IpNet>);
+
+/// Not an address and not a network.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is neither an address nor a network such as 10.0.0.0/8")]
+pub struct NotANetwork(String);
+
+impl TrustedProxies {
+    /// Whether this peer is one of them.
+    #[must_use]
+    pub fn contains(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.0.iter().any(|network| network.contains(&peer))
+    }
+
+    /// The client's address: the peer's, or when that is trusted the last address in `X-Forwarded-For` that is
+    /// not. Counted from the right: what stands further left was written by the client.
+    #[must_use]
+    pub fn client_ip(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let mut client = peer.to_canonical();
+        let lines: Vec<&str> =
+            headers.get_all("x-forwarded-for").iter().filter_map(|line| line.to_str().ok()).collect();
+        for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+            if !self.contains(client) {
+                break;
+            }
+            let hop = hop.trim();
+            let address = hop.parse().or_else(|_| hop.parse::<SocketAddr>().map(|address| address.ip()));
+            // What cannot be read cannot be trusted, nor anything left of it.
+            let Ok(address) = address else { break };
+            client = address.to_canonical();
+        }
+        client
+    }
+}
+
+impl FromStr for TrustedProxies {
+    type Err = NotANetwork;
+
+    /// Addresses and networks, separated by commas; empty for nobody.
+    fn from_str(text: &str) -> Result<Self, NotANetwork> {
+        let network = |part: &str| {
+            let address = part.parse::<IpAddr>().map(IpNet::from);
+            address.or_else(|_| part.parse::<IpNet>()).map_err(|_| NotANetwork(part.to_owned()))
+        };
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        parts.map(network).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl fmt::Display for TrustedProxies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&texts.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn config(strategies: Vec<Strategy>) -> SourceConfig {
+        SourceConfig::new(strategies).trusting("10.0.0.0/8, ::1".parse().expect("networks"))
+    }
+
+    fn look(config: &SourceConfig, uri: &str, headers: &[(&str, &str)], peer: &str) -> Verdict {
+        let mut request = Request::builder().uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (parts, ()) = request.body(()).expect("a request").into_parts();
+        config.look(&parts, Some(peer.parse().expect("an address")))
+    }
+
+    fn slug(text: &str) -> Named {
+        Named::Slug(text.parse().expect("a slug"))
+    }
+
+    /// K1, K2: every form of host has its verdict.
+    #[test]
+    fn every_form_of_host_has_its_verdict() {
+        let config = config(vec![Strategy::Host { base_domain: "example.com".into() }]);
+        let by_host = |host: &str| look(&config, "/", &[("host", host)], "192.0.2.1");
+        for host in [
+            "acme.example.com",
+            "ACME.Example.COM",
+            "acme.example.com.",
+            "acme.example.com:8080",
+            "acme.example.com.:80",
+        ] {
+            assert_eq!(by_host(host), Verdict::Named(slug("acme"), ResolvedBy::Host, None), "{host}");
+        }
+        for host in [
+            "example.com",
+            "www.example.com",
+            "other.org",
+            "notexample.com",
+            "127.0.0.1",
+            "127.0.0.1:80",
+            "[::1]",
+            "[::1]:80",
+            "",
+            "a b",
+        ] {
+            assert_eq!(by_host(host), Verdict::Silent, "{host}");
+        }
+        for host in ["a.b.example.com", "-a.example.com", "a_b.example.com", ".example.com"] {
+            assert_eq!(by_host(host), Verdict::Refused(Problem::invalid_slug(true)), "{host}");
+        }
+        let two = [("host", "acme.example.com"), ("host", "globex.example.com")];
+        assert_eq!(look(&config, "/", &two, "192.0.2.1"), Verdict::Refused(Problem::invalid_slug(false)));
+    }
+
+    /// K1: the path form takes its prefix off, by whole segments, and knows one spelling.
+    #[test]
+    fn the_path_form_takes_its_prefix_off() {
+        let config = config(vec![Strategy::Path]);
+        let by_path = |path: &str| look(&config, path, &[], "192.0.2.1");
+        for (path, left) in [
+            ("/o/acme/v1/org?a=b", "/v1/org?a=b"),
+            ("/o/acme", "/"),
+            ("/o/acme/", "/"),
+            ("/o/ACME//x", "//x"),
+        ] {
+            let left = Some(left.parse().expect("a path"));
+            assert_eq!(by_path(path), Verdict::Named(slug("acme"), ResolvedBy::Path, left), "{path}");
+        }
+        for path in ["/", "/o", "/other/acme", "/oo/acme"] {
+            assert_eq!(by_path(path), Verdict::Silent, "{path}");
+        }
+        for path in ["/o/", "/o//x", "/o/%61cme/x", "/o/a_b/x", "/o/admin/x"] {
+            assert_eq!(by_path(path), Verdict::Refused(Problem::invalid_slug(false)), "{path}");
+        }
+    }
+
+    /// K1: a header counts from trusted proxies only, and once.
+    #[test]
+    fn a_header_counts_from_trusted_proxies_only() {
+        let config = config(vec![Strategy::Header(HeaderName::from_static("x-org-slug"))]);
+        let header = |values: &[&str], peer: &str| {
+            let headers: Vec<(&str, &str)> = values.iter().map(|value| ("x-org-slug", *value)).collect();
+            look(&config, "/", &headers, peer)
+        };
+        assert_eq!(header(&["acme"], "10.1.2.3"), Verdict::Named(slug("acme"), ResolvedBy::Header, None));
+        assert_eq!(
+            header(&["acme"], "::ffff:10.1.2.3"),
+            Verdict::Named(slug("acme"), ResolvedBy::Header, None)
+        );
+        assert_eq!(header(&["acme"], "192.0.2.1"), Verdict::Silent);
+        assert_eq!(header(&[], "10.1.2.3"), Verdict::Silent);
+        for values in [&["a_b"][..], &[""], &["acme", "globex"]] {
+            assert_eq!(
+                header(values, "10.1.2.3"),
+                Verdict::Refused(Problem::invalid_slug(false)),
+                "{values:?}"
+            );
+        }
+    }
+
+    /// K1: the order decides, and a refusal is an opinion.
+    #[test]
+    fn the_first_opinion_wins() {
+        let host = Strategy::Host { base_domain: "example.com".into() };
+        let fallback = Strategy::Static("only".parse().expect("a slug"));
+        let config = config(vec![host, Strategy::Path, fallback]);
+        let at = |host: &str, path: &str| look(&config, path, &[("host", host)], "192.0.2.1");
+        assert!(matches!(at("acme.example.com", "/o/globex/x"), Verdict::Named(_, ResolvedBy::Host, None)));
+        assert!(matches!(at("example.com", "/o/globex/x"), Verdict::Named(_, ResolvedBy::Path, Some(_))));
+        assert_eq!(at("example.com", "/x"), Verdict::Named(slug("only"), ResolvedBy::Static, None));
+        assert!(matches!(at("a.b.example.com", "/o/globex/x"), Verdict::Refused(_)));
+    }
+
+    /// K1: exempt paths match whole segments.
+    #[test]
+    fn exempt_paths_match_whole_segments() {
+        let config = config(vec![]).exempting("/healthz").exempting("/admin/");
+        for (path, exempt) in [
+            ("/healthz", true),
+            ("/healthz/", true),
+            ("/healthz/x", true),
+            ("/healthzz", false),
+            ("/x/healthz", false),
+            ("/admin", true),
+            ("/administrator", false),
+        ] {
+            assert_eq!(config.is_exempt(path), exempt, "{path}");
+        }
+    }
+
+    /// G3, K1: the client's address is counted from the right, through trusted proxies only.
+    #[test]
+    fn the_client_is_counted_from_the_right() {
+        let trusted: TrustedProxies = "10.0.0.0/8".parse().expect("a network");
+        let client = |peer: &str, lines: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append("x-forwarded-for", line.parse().expect("a value"));
+            }
+            trusted.client_ip(peer.parse().expect("an address"), &headers).to_string()
+        };
+        assert_eq!(client("192.0.2.1", &["203.0.113.9"]), "192.0.2.1", "an untrusted peer is the client");
+        assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", &["203.0.113.9"]), "203.0.113.9");
+        assert_eq!(client("10.0.0.1", &["1.2.3.4, 203.0.113.9, 10.0.0.2"]), "203.0.113.9");
+        assert_eq!(client("10.0.0.1", &["1.2.3.4", "203.0.113.9"]), "203.0.113.9", "lines are one list");
+        assert_eq!(client("10.0.0.1", &["1.2.3.4, rubbish, 10.0.0.2"]), "10.0.0.2");
+        assert_eq!(client("10.0.0.1", &["[2001:db8::1]:4711"]), "2001:db8::1");
+    }
+
+    /// A7: what is no network is refused by name.
+    #[test]
+    fn what_is_no_network_is_named() {
+        let error = "10.0.0.0/8,nonsense".parse::<TrustedProxies>().expect_err("no network");
+        assert!(error.to_string().contains("`nonsense`"), "{error}");
+        assert_eq!("".parse::<TrustedProxies>(), Ok(TrustedProxies::default()));
+    }
+}

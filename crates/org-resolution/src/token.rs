@@ -1,0 +1,354 @@
+//! Tokens: whose is it, and may it still be used?
+//!
+//! Validated tokens are cached under `token:<digest>`, the full SHA-256 over organisation, audience and token,
+//! each with its length in front. The token itself is in no key, value, log or span. An entry lives until the
+//! token ends, at most [`TokenPolicy::cap`]; the end is checked again on every hit. Revocation is an
+//! invalidation, so it wins over a validation in flight.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cache_core::{CacheError, Clock, LockError, Locks, Scope, UserId};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tenant_cache::{Caches, NegativeTier, TenantCache};
+
+use crate::org::OrgId;
+use crate::rejection::{Problem, RETRY_LATER};
+use crate::secret::lengths;
+
+/// The longest token, in bytes. A longer one is refused without being looked at.
+pub const MAX_TOKEN_BYTES: usize = 4_096;
+
+/// What a token was found to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedToken {
+    /// The organisation it belongs to.
+    pub org: OrgId,
+    /// The user it acts for.
+    pub user: UserId,
+    /// What it may do.
+    pub scopes: Vec<String>,
+    /// When it ends, in milliseconds since 1970.
+    pub expires_at: u64,
+}
+
+/// The port to whoever knows tokens. Object safe; you implement it.
+#[async_trait]
+pub trait TokenValidator: fmt::Debug + Send + Sync {
+    /// What a token is, presented to an organisation; `None` when it is no valid token.
+    ///
+    /// # Errors
+    /// [`TokenError::Validator`] when that cannot be told now. Never cached.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    async fn validate(&self, org: &OrgId, token: &SecretString) -> Result<Option<CachedToken>, TokenError>;
+}
+
+/// Why a token is not accepted.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenError {
+    /// It is no token, has ended, or was revoked.
+    #[error("the token is not valid")]
+    Invalid,
+    /// Longer than [`MAX_TOKEN_BYTES`].
+    #[error("a token has at most {MAX_TOKEN_BYTES} bytes")]
+    TooLong,
+    /// It is valid, and for another organisation.
+    #[error("the token belongs to another organisation")]
+    OrgMismatch,
+    /// Whoever knows tokens cannot answer.
+    #[error("tokens cannot be validated now: {0}")]
+    Validator(Arc<dyn std::error::Error + Send + Sync>),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+impl TokenError {
+    /// The validator's own error.
+    pub fn validator(source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Validator(Arc::new(source))
+    }
+}
+
+impl From<TokenError> for Problem {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Invalid | TokenError::TooLong => Self::invalid_token(),
+            TokenError::OrgMismatch => Self::org_mismatch(),
+            TokenError::Validator(_) | TokenError::Cache(_) => {
+                tracing::warn!(%error, "a token could not be validated");
+                Self::unavailable("Tokens cannot be validated now.", RETRY_LATER)
+            }
+        }
+    }
+}
+
+/// How long validated tokens are cached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TokenPolicy {
+    /// For whom tokens must be meant; part of the digest. Default empty.
+    pub audience: String,
+    /// The longest life in the cache. Default 300 s, at most 3 600 s.
+    pub cap: Duration,
+    /// How much earlier than the token itself an entry ends, for clocks that differ. Default 5 s.
+    pub skew: Duration,
+    /// How long it is remembered that a token is not valid, in this process. Default 5 s.
+    pub invalid_for: Duration,
+}
+
+impl Default for TokenPolicy {
+    fn default() -> Self {
+        Self {
+            audience: String::new(),
+            cap: Duration::from_secs(300),
+            skew: Duration::from_secs(5),
+            invalid_for: Duration::from_secs(5),
+        }
+    }
+}
+
+impl TokenPolicy {
+    /// The largest [`cap`](Self::cap).
+    pub const MAX_CAP: Duration = Duration::from_secs(3_600);
+
+    /// Sets [`audience`](Self::audience).
+    #[must_use]
+    pub fn with_audience(mut self, audience: impl Into<String>) -> Self {
+        self.audience = audience.into();
+        self
+    }
+
+    /// Sets [`cap`](Self::cap).
+    #[must_use]
+    pub fn with_cap(mut self, cap: Duration) -> Self {
+        self.cap = cap;
+        self
+    }
+
+    /// The life of an entry: until the token ends, less the skew, and no longer than the cap.
+    fn life(&self, token: Option<&CachedToken>, now_ms: u64) -> Duration {
+        let Some(token) = token else { return self.invalid_for };
+        let left = Duration::from_millis(token.expires_at.saturating_sub(now_ms));
+        left.saturating_sub(self.skew).min(self.cap)
+    }
+}
+
+/// Under what a token is cached: it cannot be turned back into the token.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenDigest([u8; 32]);
+
+impl TokenDigest {
+    /// The digest of a token, presented to an organisation.
+    #[must_use]
+    pub fn of(org: &OrgId, audience: &str, token: &SecretString) -> Self {
+        let parts = [org.as_str().as_bytes(), audience.as_bytes(), token.expose_secret().as_bytes()];
+        Self(Sha256::digest(zeroize::Zeroizing::new(lengths(&parts)).as_slice()).into())
+    }
+
+    /// The digest itself, to be stored with what is needed to revoke the token.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Takes a digest that was stored.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for TokenDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for TokenDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenDigest({:02x}{:02x}…)", self.0[0], self.0[1])
+    }
+}
+
+impl FromStr for TokenDigest {
+    type Err = TokenError;
+
+    fn from_str(text: &str) -> Result<Self, TokenError> {
+        let digit = |at: usize| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+        let bytes: Option<Vec<u8>> = (0..32).map(|n| digit(2 * n)).collect();
+        let bytes = bytes.filter(|_| text.len() == 64).and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Self).ok_or(TokenError::Invalid)
+    }
+}
+
+/// Validates tokens through the cache.
+#[derive(Debug, Clone)]
+pub struct TokenService {
+    tokens: TenantCache<TokenDigest, CachedToken>,
+    validator: Arc<dyn TokenValidator>,
+    policy: Arc<TokenPolicy>,
+    clock: Clock,
+}
+
+impl TokenService {
+    /// A service with its cache in `caches`, under the domain `token`.
+    ///
+    /// # Errors
+    /// [`CacheError::Configuration`] when the cap is zero or over [`TokenPolicy::MAX_CAP`], or the domain is in
+    /// use for something else.
+    pub fn new(
+        caches: &Caches,
+        validator: Arc<dyn TokenValidator>,
+        policy: TokenPolicy,
+        clock: Clock,
+    ) -> Result<Self, CacheError> {
+        if policy.cap.is_zero() || policy.cap > TokenPolicy::MAX_CAP {
+            return Err(CacheError::configuration("token cache", "`cap` is zero or over 3 600 s"));
+        }
+        let policy = Arc::new(policy);
+        let (lives, now) = (Arc::clone(&policy), clock.clone());
+        let tokens = caches
+            .domain("token")
+            .scope(Scope::Global)
+            .ttl(policy.cap)
+            .ttl_by(move |_: &TokenDigest, token: Option<&CachedToken>| lives.life(token, now.unix_ms()))
+            .negative_tier(NegativeTier::Near)
+            .capacity(10_000)
+            .negative_capacity(10_000)
+            // Only a look-up brings the token along; the digest alone names nothing.
+            .load(|_: TokenDigest| async { Ok::<_, TokenError>(None) })?;
+        Ok(Self { tokens, validator, policy, clock })
+    }
+
+    /// What a token is, presented to an organisation.
+    ///
+    /// # Errors
+    /// [`TokenError`].
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn validate(&self, org: &OrgId, token: &SecretString) -> Result<Arc<CachedToken>, TokenError> {
+        if token.expose_secret().len() > MAX_TOKEN_BYTES {
+            return Err(TokenError::TooLong);
+        }
+        let digest = TokenDigest::of(org, &self.policy.audience, token);
+        let (validator, org_id, token) = (Arc::clone(&self.validator), org.clone(), token.clone());
+        let load = move || {
+            let (validator, org, token) = (Arc::clone(&validator), org_id.clone(), token.clone());
+            async move { validator.validate(&org, &token).await }
+        };
+        let found = self.tokens.lookup_with(&digest, load).await?.value.ok_or(TokenError::Invalid)?;
+        if found.expires_at <= self.clock.unix_ms() {
+            return Err(TokenError::Invalid);
+        }
+        if found.org != *org {
+            return Err(TokenError::OrgMismatch);
+        }
+        Ok(found)
+    }
+
+    /// Forgets a token that was revoked. After `Ok` this instance does not accept it, and the others stop
+    /// within the staleness bound of the bus. Call it after the revocation was committed.
+    ///
+    /// # Errors
+    /// [`CacheError`] when the other instances could not be told; it is repeated in the background.
+    pub async fn revoke(&self, digest: &TokenDigest) -> Result<(), CacheError> {
+        self.tokens.invalidate(digest).await
+    }
+
+    /// The options.
+    #[must_use]
+    pub fn policy(&self) -> &TokenPolicy {
+        &self.policy
+    }
+}
+
+/// Refreshes one session's token once at a time across the fleet: looks, and if it is stale takes the lock,
+/// looks again, and only then refreshes.
+///
+/// # Errors
+/// Those of the lock, or of `look` and `refresh`.
+///
+/// # Cancel safety
+/// Dropping the future drops the refresh and releases the lock.
+pub async fn refresh_once<T, E>(
+    locks: &dyn Locks,
+    session: &str,
+    look: impl AsyncFn() -> Result<Option<T>, E>,
+    refresh: impl Future<Output = Result<T, E>>,
+) -> Result<T, E>
+where
+    E: From<LockError>,
+{
+    if let Some(current) = look().await? {
+        return Ok(current);
+    }
+    let guard =
+        locks.acquire(&format!("token-refresh/{session}"), &cache_core::LockOptions::default()).await?;
+    let work = async {
+        match look().await? {
+            Some(current) => Ok(current),
+            None => refresh.await,
+        }
+    };
+    let done = tokio::select! {
+        biased;
+        () = guard.lost() => Err(LockError::Lost.into()),
+        done = work => done,
+    };
+    // A release that fails is left to the lock's own end.
+    let _ = guard.release().await;
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn org(id: &str) -> OrgId {
+        OrgId::new(id).expect("an id")
+    }
+
+    /// K7: the digest separates its parts, whatever they contain, and is read back from its text.
+    #[test]
+    fn the_digest_separates_its_parts() {
+        let of = |org_id: &str, audience: &str, token: &str| {
+            TokenDigest::of(&org(org_id), audience, &SecretString::from(token))
+        };
+        let digest = of("a", "bc", "d");
+        for other in [of("ab", "c", "d"), of("a", "b", "cd"), of("a", "bc", "dd"), of("abc", "", "d")] {
+            assert_ne!(digest, other);
+        }
+        assert_eq!(digest.to_string().len(), 64);
+        assert_eq!(digest.to_string().parse::<TokenDigest>().ok(), Some(digest));
+        for text in ["", "00", &"0".repeat(63), &"g".repeat(64), &"é".repeat(32)] {
+            assert!(text.parse::<TokenDigest>().is_err(), "{text}");
+        }
+    }
+
+    /// K7: the life of an entry is that of the token less the skew, capped, and never negative.
+    #[test]
+    fn an_entry_never_outlives_its_token() {
+        let policy = TokenPolicy::default();
+        let token = |expires_at| CachedToken {
+            org: org("a"),
+            user: UserId::new("u").expect("an id"),
+            scopes: vec![],
+            expires_at,
+        };
+        let life = |expires_at| policy.life(Some(&token(expires_at)), 1_000_000).as_secs();
+        assert_eq!(life(1_000_000 + 60_000), 55);
+        assert_eq!(life(1_000_000 + 10_000_000), 300);
+        assert_eq!(life(1_000_000 + 1_000), 0);
+        assert_eq!(life(0), 0);
+    }
+}
