@@ -6,11 +6,13 @@
 //! | you look for | module |
 //! |---|---|
 //! | the suite of `CacheService` | [`cache`], [`cache_suite!`] |
+//! | the suite of `Locks` | [`lock`], [`lock_suite!`] |
 //! | real Redis servers on free ports | [`redis_server`] |
 //! | a few lines of Redis protocol | [`resp`] |
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
 pub mod cache;
+pub mod lock;
 pub mod redis_server;
 pub mod resp;
 
