@@ -75,13 +75,8 @@ pub fn id_problem(id: &str) -> Option<String> {
     }
 }
 
-/// Why a slug cannot be used, if so.
-#[must_use]
-pub fn slug_problem(slug: &str) -> Option<String> {
-    (!is_label(slug)).then(|| format!("`slug` {:?} is no lower-case host label", clip(slug)))
-}
-
-fn is_label(label: &str) -> bool {
+/// Whether a text is one part of a host name, in lower case.
+pub(crate) fn is_label(label: &str) -> bool {
     (1..=63).contains(&label.len())
         && label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
         && !label.starts_with('-')

@@ -8,11 +8,12 @@ use std::collections::hash_map::Entry;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use org_resolution::Slug;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt as _;
 
-use crate::draft::{OrgDraft, SecretChanges, id_problem, slug_problem};
+use crate::draft::{OrgDraft, SecretChanges, id_problem};
 use crate::store::StoreError;
 
 /// The organisations that a server with an empty database begins with.
@@ -27,8 +28,8 @@ pub const MAX_LISTED: usize = 50;
 pub struct Record {
     /// Its id, when the file gives one.
     pub id: Option<String>,
-    /// Its slug, lower-case.
-    pub slug: String,
+    /// Its slug.
+    pub slug: Slug,
     /// Everything else; complete for a new organisation.
     pub draft: OrgDraft,
 }
@@ -97,14 +98,6 @@ pub enum ImportError {
         position: Position,
         /// What it said.
         source: StoreError,
-    },
-    /// A secret could not be sealed.
-    #[error("{position}: {reason}")]
-    Seal {
-        /// The record.
-        position: Position,
-        /// What went wrong.
-        reason: String,
     },
 }
 
@@ -178,10 +171,13 @@ fn read(raw: &RawValue) -> Result<Record, Vec<String>> {
     let draft = OrgDraft { name, plan, status, settings, secrets, custom_domain };
     let mut problems = draft.problems(true);
     problems.extend(id.as_deref().and_then(id_problem));
-    problems.extend(slug_problem(&slug));
-    match problems.is_empty() {
-        true => Ok(Record { id, slug, draft }),
-        false => Err(problems),
+    match slug.parse() {
+        Ok(slug) if problems.is_empty() => Ok(Record { id, slug, draft }),
+        Ok(_) => Err(problems),
+        Err(error) => {
+            problems.push(format!("`slug`: {error}"));
+            Err(problems)
+        }
     }
 }
 
@@ -192,14 +188,14 @@ struct Seen(HashMap<(&'static str, String), Position>);
 impl Seen {
     fn repeats(&mut self, position: Position, record: &Record) -> Vec<String> {
         let named = [
-            ("slug", Some(&record.slug)),
-            ("id", record.id.as_ref()),
-            ("custom_domain", record.draft.custom_domain.as_ref().filter(|domain| !domain.is_empty())),
+            ("slug", Some(record.slug.as_str())),
+            ("id", record.id.as_deref()),
+            ("custom_domain", record.draft.custom_domain.as_deref().filter(|domain| !domain.is_empty())),
         ];
         let mut repeated = Vec::new();
         for (field, value) in named {
             let Some(value) = value else { continue };
-            match self.0.entry((field, value.clone())) {
+            match self.0.entry((field, value.to_owned())) {
                 Entry::Occupied(first) => {
                     repeated.push(format!("`{field}` {value:?} is that of {} too", first.get()));
                 }
@@ -263,7 +259,11 @@ mod tests {
         for plan in crate::draft::PLANS {
             assert!(records.iter().any(|(_, r)| r.draft.plan.as_deref() == Some(plan)), "{plan}");
         }
-        assert!(records.iter().any(|(_, r)| r.slug == "acme" && r.draft.status.as_deref() == Some("active")));
+        assert!(
+            records
+                .iter()
+                .any(|(_, r)| r.slug.as_str() == "acme" && r.draft.status.as_deref() == Some("active"))
+        );
     }
 
     /// L1: a syntax error is told by line and column.

@@ -4,16 +4,28 @@
 //!
 //! | you look for | module |
 //! |---|---|
-//! | the commands | [`cli`] |
+//! | the commands, and running them | [`cli`], [`run`] |
 //! | the settings | [`settings`] |
-//! | what the first start makes | [`first_start`] |
-//! | the database | [`store`] |
+//! | starting, answering, stopping | [`serve`] |
+//! | the routes, and what they share | [`routes`], [`state`] |
+//! | organisations: caches, sealed secrets, tokens | [`orgs`] |
 //! | what an organisation may consist of | [`draft`] |
 //! | organisations from a file | [`import`] |
+//! | the database | [`store`] |
+//! | what the first start makes | [`first_start`] |
+//! | rate limits at the door | [`limits`] |
+//! | logs and metrics | [`telemetry`] |
 
 pub mod cli;
 pub mod draft;
 pub mod first_start;
 pub mod import;
+pub mod limits;
+pub mod orgs;
+pub mod routes;
+pub mod run;
+pub mod serve;
 pub mod settings;
+pub mod state;
 pub mod store;
+pub mod telemetry;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use app_builder::settings::{parse_duration, redacted_url};
 use app_builder::{AppSettings, SettingError, SettingService, SettingServiceExt};
+use org_resolution::TrustedProxies;
 use secrecy::{ExposeSecret, SecretString};
 
 /// Where the database is unless told otherwise.
@@ -26,7 +27,10 @@ pub struct ServerSettings {
     pub database_url: SecretString,
     /// `BASE_DOMAIN`: `acme.{base_domain}` is the org `acme`.
     pub base_domain: String,
-    /// `ORG_MASTER_KEY`: 32 bytes in base64; made at the first start when absent.
+    /// `TRUSTED_PROXIES`: addresses and networks whose `X-Forwarded-For` and `X-Org-Slug` are believed. Default
+    /// nobody's.
+    pub trusted_proxies: TrustedProxies,
+    /// `ORG_MASTER_KEY`: 32 bytes in base64, or several as `1:…,2:…`; made at the first start when absent.
     pub master_key: Option<SecretString>,
     /// `ADMIN_TOKEN`; made at the first start when absent.
     pub admin_token: Option<SecretString>,
@@ -35,6 +39,9 @@ pub struct ServerSettings {
     /// `SHUTDOWN_TIMEOUT`: how long requests in flight may still take when the server is told to stop.
     /// Default 10 s.
     pub shutdown_timeout: Duration,
+    /// `SHUTDOWN_DELAY`: how long the server goes on while it already says that it is not ready, so that load
+    /// balancers see it. Default 1 s.
+    pub shutdown_delay: Duration,
     /// The layer's settings.
     pub app: AppSettings,
 }
@@ -57,10 +64,16 @@ impl ServerSettings {
             bind_addr: bind_addr.unwrap_or(DEFAULT_BIND_ADDR),
             database_url: source.secret("DATABASE_URL")?.unwrap_or_else(|| DEFAULT_DATABASE_URL.into()),
             base_domain: read_base_domain(source)?,
+            trusted_proxies: source
+                .parsed("TRUSTED_PROXIES", "addresses and networks such as `10.0.0.0/8,::1`", |text| {
+                    text.parse().ok()
+                })?
+                .unwrap_or_default(),
             master_key: source.secret("ORG_MASTER_KEY")?,
             admin_token: read_admin_token(source)?,
             request_timeout: duration("REQUEST_TIMEOUT", Duration::from_secs(10))?,
             shutdown_timeout: duration("SHUTDOWN_TIMEOUT", Duration::from_secs(10))?,
+            shutdown_delay: read_delay(source)?,
             app: AppSettings::read(source)?,
         })
     }
@@ -85,21 +98,28 @@ impl fmt::Debug for ServerSettings {
             .field("bind_addr", &self.bind_addr)
             .field("database_url", &redacted_url(self.database_url.expose_secret()))
             .field("base_domain", &self.base_domain)
+            .field("trusted_proxies", &self.trusted_proxies.to_string())
             .field("master_key", &given(&self.master_key))
             .field("admin_token", &given(&self.admin_token))
             .field("request_timeout", &self.request_timeout)
             .field("shutdown_timeout", &self.shutdown_timeout)
+            .field("shutdown_delay", &self.shutdown_delay)
             .field("app", &self.app)
             .finish()
     }
+}
+
+/// Zero is fine here.
+fn read_delay(source: &dyn SettingService) -> Result<Duration, SettingError> {
+    let read = source.parsed("SHUTDOWN_DELAY", "a time such as `5s` or `0s`", parse_duration)?;
+    Ok(read.unwrap_or(Duration::from_secs(1)))
 }
 
 fn read_base_domain(source: &dyn SettingService) -> Result<String, SettingError> {
     let expected = "a host name such as `example.com`, without port";
     let read = source.parsed("BASE_DOMAIN", expected, |text| {
         let domain = text.trim_end_matches('.').to_ascii_lowercase();
-        let plain = |label: &str| crate::draft::slug_problem(label).is_none();
-        domain.split('.').all(plain).then_some(domain)
+        domain.split('.').all(crate::draft::is_label).then_some(domain)
     })?;
     Ok(read.unwrap_or_else(|| "localhost".to_owned()))
 }
@@ -146,6 +166,7 @@ mod tests {
         for (name, value) in [
             ("BIND_ADDR", "localhost"),
             ("BASE_DOMAIN", "http://example.com"),
+            ("TRUSTED_PROXIES", "proxy.internal"),
             ("ADMIN_TOKEN", "short"),
             ("REQUEST_TIMEOUT", "soon"),
             ("SHUTDOWN_TIMEOUT", "0"),

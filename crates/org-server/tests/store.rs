@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use org_server::store::{OrgRow, SealedSecrets, Store, StoreError, StorePolicy, TokenRow};
+use org_resolution::secret::Sealed;
+use org_server::store::{OrgRow, Store, StoreError, StorePolicy, TokenRow};
 
 struct Folder(PathBuf);
 
@@ -35,7 +36,7 @@ fn org(slug: &str) -> OrgRow {
         plan: "pro".into(),
         status: "active".into(),
         settings: serde_json::from_str(r#"{"locale": "en-GB", "n": [1, 2]}"#).expect("JSON"),
-        secrets: SealedSecrets([("webhook_key".to_owned(), vec![0, 159, 255])].into()),
+        secrets: [("webhook_key".to_owned(), Sealed::from_bytes(vec![0, 159, 255]))].into(),
         custom_domain: None,
         created_at: 1,
         updated_at: 1,
@@ -141,6 +142,7 @@ async fn tokens_are_digests_that_belong_to_an_organisation() {
         user: "ada".into(),
         scopes: vec!["read".into()],
         digest: [byte; 32],
+        cache_digest: [byte + 100; 32],
         expires_at: i64::MAX,
     };
     store.insert_token(&token("1", 1)).await.expect("stored");

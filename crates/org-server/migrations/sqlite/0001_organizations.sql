@@ -15,13 +15,15 @@ CREATE TABLE organizations (
 ) STRICT;
 
 CREATE TABLE tokens (
-    id         TEXT    NOT NULL PRIMARY KEY,
-    org_id     TEXT    NOT NULL REFERENCES organizations (id) ON DELETE CASCADE,
-    user_id    TEXT    NOT NULL,
-    scopes     TEXT    NOT NULL DEFAULT '[]',
-    digest     BLOB    NOT NULL UNIQUE,
-    created_at INTEGER NOT NULL,
-    expires_at INTEGER NOT NULL
+    id           TEXT    NOT NULL PRIMARY KEY,
+    org_id       TEXT    NOT NULL REFERENCES organizations (id) ON DELETE CASCADE,
+    user_id      TEXT    NOT NULL,
+    scopes       TEXT    NOT NULL DEFAULT '[]',
+    digest       BLOB    NOT NULL UNIQUE,
+    -- Under what validated tokens are cached: to make the caches forget a revoked one.
+    cache_digest BLOB    NOT NULL,
+    created_at   INTEGER NOT NULL,
+    expires_at   INTEGER NOT NULL
 ) STRICT;
 
 CREATE INDEX tokens_by_org ON tokens (org_id);

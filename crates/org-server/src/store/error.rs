@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::StatusCode;
+use org_resolution::rejection::{Problem, RETRY_LATER};
+
 /// The error of every store call. No message carries a value of a record or a credential.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -69,6 +72,28 @@ impl From<sqlx::Error> for StoreError {
         match taken.map(|error| taken_column(error.message())) {
             Some(what) => Self::Taken { what },
             None => Self::Unavailable { source },
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Taken { what: "slug" } => {
+                Self::new(StatusCode::CONFLICT, "slug_taken", "Another organisation has this slug.")
+            }
+            StoreError::Taken { what } => {
+                let detail = format!("Another organisation has the same `{what}`.");
+                Self::new(StatusCode::CONFLICT, "conflict", detail)
+            }
+            error if error.is_transient() => {
+                tracing::warn!(%error, "the database is away");
+                Self::unavailable("The database is away.", RETRY_LATER)
+            }
+            error => {
+                tracing::error!(%error, "the database failed");
+                Self::internal()
+            }
         }
     }
 }

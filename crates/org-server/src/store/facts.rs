@@ -38,4 +38,20 @@ impl Store {
         .await?;
         self.fact(name).await?.ok_or(StoreError::Damaged { what: "fact" })
     }
+
+    /// Stores a fact over what was there.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::Timeout`].
+    ///
+    /// # Cancel safety
+    /// A dropped call may have stored the fact.
+    pub async fn set_fact(&self, name: &str, value: &[u8]) -> Result<(), StoreError> {
+        let query = sqlx::query(
+            "INSERT INTO facts (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2",
+        )
+        .bind(name)
+        .bind(value);
+        self.limited("store a fact", async { Ok(query.execute(&self.pool).await.map(drop)?) }).await
+    }
 }

@@ -1,10 +1,9 @@
 //! Organisations as the database holds them.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use org_resolution::secret::Sealed;
+use serde::Serialize;
 use serde_json::{Map, Value};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
@@ -14,15 +13,8 @@ use super::{Store, StoreError, now_ms};
 /// The most organisations that [`Store::org_page`] answers at once.
 pub const MAX_PAGE: u32 = 500;
 
-/// Secrets by field name, each sealed by whoever holds the key.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct SealedSecrets(pub BTreeMap<String, Vec<u8>>);
-
-impl fmt::Debug for SealedSecrets {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
-}
+/// Secrets by field name, each sealed by whoever holds the key. `Debug` shows lengths only.
+pub type SealedSecrets = BTreeMap<String, Sealed>;
 
 /// An organisation as it is stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -263,7 +255,7 @@ async fn insert(connection: &mut SqliteConnection, row: &OrgRow) -> Result<(), S
     .bind(&row.plan)
     .bind(&row.status)
     .bind(json(&row.settings))
-    .bind(write_secrets(&row.secrets))
+    .bind(json(&row.secrets))
     .bind(&row.custom_domain)
     .bind(row.created_at)
     .bind(row.updated_at)
@@ -282,7 +274,7 @@ async fn update(connection: &mut SqliteConnection, row: &OrgRow) -> Result<(), S
     .bind(&row.plan)
     .bind(&row.status)
     .bind(json(&row.settings))
-    .bind(write_secrets(&row.secrets))
+    .bind(json(&row.secrets))
     .bind(&row.custom_domain)
     .bind(row.updated_at)
     .execute(connection)
@@ -300,24 +292,13 @@ fn read(row: &SqliteRow) -> Result<OrgRow, StoreError> {
         plan: row.try_get("plan")?,
         status: row.try_get("status")?,
         settings: serde_json::from_str(&settings).map_err(|_| StoreError::Damaged { what: "settings" })?,
-        secrets: read_secrets(&secrets).ok_or(StoreError::Damaged { what: "secrets" })?,
+        secrets: serde_json::from_str(&secrets).map_err(|_| StoreError::Damaged { what: "secrets" })?,
         custom_domain: row.try_get("custom_domain")?,
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,
     })
 }
 
-fn json(map: &Map<String, Value>) -> String {
+fn json(map: &impl Serialize) -> String {
     serde_json::to_string(map).expect("a map with text keys has a JSON form")
-}
-
-fn write_secrets(secrets: &SealedSecrets) -> String {
-    let texts = secrets.0.iter().map(|(field, sealed)| (field.clone(), BASE64.encode(sealed).into()));
-    json(&texts.collect())
-}
-
-fn read_secrets(text: &str) -> Option<SealedSecrets> {
-    let texts: BTreeMap<String, String> = serde_json::from_str(text).ok()?;
-    let sealed = texts.into_iter().map(|(field, text)| Some((field, BASE64.decode(text).ok()?)));
-    sealed.collect::<Option<_>>().map(SealedSecrets)
 }

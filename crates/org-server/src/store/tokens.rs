@@ -18,6 +18,8 @@ pub struct TokenRow {
     pub scopes: Vec<String>,
     /// SHA-256 of the token's text.
     pub digest: [u8; 32],
+    /// Under what the token is cached, to make the caches forget it.
+    pub cache_digest: [u8; 32],
     /// When it ends, in milliseconds since 1970.
     pub expires_at: i64,
 }
@@ -40,14 +42,15 @@ impl Store {
                 .execute(&mut *write)
                 .await?;
             sqlx::query(
-                "INSERT INTO tokens (id, org_id, user_id, scopes, digest, created_at, expires_at) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                "INSERT INTO tokens (id, org_id, user_id, scopes, digest, cache_digest, created_at, expires_at) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
             )
             .bind(&token.id)
             .bind(&token.org_id)
             .bind(&token.user)
             .bind(serde_json::Value::from(token.scopes.clone()).to_string())
             .bind(token.digest.as_slice())
+            .bind(token.cache_digest.as_slice())
             .bind(now)
             .bind(token.expires_at)
             .execute(&mut *write)
@@ -66,7 +69,7 @@ impl Store {
     /// Safe.
     pub async fn token_by_digest(&self, digest: &[u8; 32]) -> Result<Option<TokenRow>, StoreError> {
         let query = sqlx::query(
-            "SELECT id, org_id, user_id, scopes, digest, expires_at FROM tokens WHERE digest = $1",
+            "SELECT id, org_id, user_id, scopes, digest, cache_digest, expires_at FROM tokens WHERE digest = $1",
         )
         .bind(digest.as_slice());
         let row =
@@ -84,7 +87,7 @@ impl Store {
     pub async fn delete_token(&self, org_id: &str, id: &str) -> Result<Option<TokenRow>, StoreError> {
         let query = sqlx::query(
             "DELETE FROM tokens WHERE id = $1 AND org_id = $2 \
-             RETURNING id, org_id, user_id, scopes, digest, expires_at",
+             RETURNING id, org_id, user_id, scopes, digest, cache_digest, expires_at",
         )
         .bind(id)
         .bind(org_id);
@@ -95,14 +98,18 @@ impl Store {
 }
 
 fn read(row: &SqliteRow) -> Result<TokenRow, StoreError> {
-    let digest: Vec<u8> = row.try_get("digest")?;
+    let digest = |column| -> Result<[u8; 32], StoreError> {
+        let bytes: Vec<u8> = row.try_get(column)?;
+        bytes.try_into().map_err(|_| StoreError::Damaged { what: "token's digest" })
+    };
     let scopes: String = row.try_get("scopes")?;
     Ok(TokenRow {
         id: row.try_get("id")?,
         org_id: row.try_get("org_id")?,
         user: row.try_get("user_id")?,
         scopes: serde_json::from_str(&scopes).map_err(|_| StoreError::Damaged { what: "token's scopes" })?,
-        digest: digest.try_into().map_err(|_| StoreError::Damaged { what: "token's digest" })?,
+        digest: digest("digest")?,
+        cache_digest: digest("cache_digest")?,
         expires_at: row.try_get("expires_at")?,
     })
 }

@@ -1,0 +1,226 @@
+//! Creating, changing, renaming and removing organisations, coherently.
+//!
+//! Caches are made to forget before the commit and after it (K3). The one after it is what coherence rests on;
+//! the one before it makes readers of a server that dies in between load anew a little earlier.
+
+use cache_core::CacheError;
+use http::StatusCode;
+use org_resolution::{OrgContext, OrgId, Problem, Slug};
+use secrecy::ExposeSecret;
+
+use crate::draft::OrgDraft;
+use crate::import::{self, ImportError, Position, Record};
+use crate::orgs::{Orgs, context, org_id};
+use crate::store::{OrgRow, SealedSecrets, StoreError, now_ms};
+
+/// How many organisations one call makes the caches forget.
+const FORGET_AT_ONCE: usize = 256;
+
+/// What a change did.
+#[derive(Debug)]
+pub struct Changed {
+    /// The organisation as it is now; as it was, when it was removed.
+    pub org: OrgContext,
+    /// Whether it is new.
+    pub is_new: bool,
+    /// Whether every server was told. If not, they are told in the background, and stop trusting their memory
+    /// within the staleness bound.
+    pub told: bool,
+}
+
+impl Orgs {
+    /// Creates or changes an organisation.
+    ///
+    /// # Errors
+    /// `invalid_body`, `conflict`, `store_unavailable`.
+    ///
+    /// # Cancel safety
+    /// Not safe between the commit and the caches: run it to its end.
+    pub async fn put(&self, slug: &Slug, draft: OrgDraft) -> Result<Changed, Problem> {
+        let store = &self.0.store;
+        self.forget_before(store.org_by_slug(slug.as_str()).await?, slug).await?;
+        let merge = |before: Option<&OrgRow>| {
+            let problems = draft.problems(before.is_none());
+            if !problems.is_empty() {
+                return Err(Problem::invalid_body(problems));
+            }
+            Ok(self.merge(before, None, slug, &draft)?)
+        };
+        let written = store.put_org(slug.as_str(), merge).await?;
+        let (org, before) = (context(written.row)?, written.before.map(context).transpose()?);
+        let told = self.forget_after(&org, before.as_ref()).await;
+        Ok(Changed { org, is_new: before.is_none(), told })
+    }
+
+    /// Gives an organisation another slug.
+    ///
+    /// # Errors
+    /// `org_not_found`, `slug_taken`, `store_unavailable`.
+    ///
+    /// # Cancel safety
+    /// As [`put`](Self::put).
+    pub async fn rename(&self, slug: &Slug, to: &Slug) -> Result<Changed, Problem> {
+        let before = self.0.store.org_by_slug(slug.as_str()).await?.ok_or_else(Problem::org_not_found)?;
+        let before = context(before)?;
+        told("an organisation about to be renamed", &self.0.resolver.forget(&[&before]).await);
+        let row = self.0.store.rename_org(slug.as_str(), to.as_str()).await?;
+        let org = context(row.ok_or_else(Problem::org_not_found)?)?;
+        let told = self.forget_after(&org, Some(&before)).await;
+        Ok(Changed { org, is_new: false, told })
+    }
+
+    /// Removes an organisation with its tokens.
+    ///
+    /// # Errors
+    /// `org_not_found`, `store_unavailable`.
+    ///
+    /// # Cancel safety
+    /// As [`put`](Self::put).
+    pub async fn remove(&self, slug: &Slug) -> Result<Changed, Problem> {
+        self.forget_before(self.0.store.org_by_slug(slug.as_str()).await?, slug).await?;
+        let removed = self.0.store.delete_org(slug.as_str()).await?;
+        let org = context(removed.ok_or_else(Problem::org_not_found)?)?;
+        let told = self.forget_after(&org, None).await;
+        Ok(Changed { org, is_new: false, told })
+    }
+
+    /// The organisations after a slug, in their order, whatever their status.
+    ///
+    /// # Errors
+    /// `store_unavailable`.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn page(&self, after: Option<&str>, limit: u32) -> Result<Vec<OrgContext>, Problem> {
+        let rows = self.0.store.org_page(after, limit).await?;
+        Ok(rows.into_iter().map(context).collect::<Result<_, _>>()?)
+    }
+
+    /// Stores the organisations of a JSON text, all or none, and says how many. One that is there by slug is
+    /// changed as [`put`](Self::put) would.
+    ///
+    /// # Errors
+    /// [`ImportError`], with positions.
+    ///
+    /// # Cancel safety
+    /// A dropped call has stored all or none; in the first case caches may not have been told.
+    pub async fn import(&self, text: &str) -> Result<usize, ImportError> {
+        let records = import::parse(text)?;
+        let (mut rows, mut states) = (Vec::with_capacity(records.len()), Vec::new());
+        for (position, record) in &records {
+            let at = |source| ImportError::Store { position: *position, source };
+            let before = self.0.store.org_by_slug(record.slug.as_str()).await.map_err(at)?;
+            let Record { id, slug, draft } = record;
+            let row = self.merge(before.as_ref(), id.as_deref(), slug, draft).map_err(at)?;
+            states.extend(before.map(context).transpose().map_err(at)?);
+            states.push(context(row.clone()).map_err(at)?);
+            rows.push(row);
+        }
+        self.0.store.import_orgs(&rows).await.map_err(|(at, source)| {
+            let position = records.get(at).map_or(Position { index: at, line: 0 }, |(position, _)| *position);
+            ImportError::Store { position, source }
+        })?;
+        for states in states.chunks(FORGET_AT_ONCE) {
+            let states: Vec<&OrgContext> = states.iter().collect();
+            told("imported organisations", &self.0.resolver.forget(&states).await);
+        }
+        Ok(rows.len())
+    }
+
+    /// What shall be stored: the draft over what is there. Secrets are sealed for the organisation's id.
+    fn merge(
+        &self,
+        before: Option<&OrgRow>,
+        id: Option<&str>,
+        slug: &Slug,
+        draft: &OrgDraft,
+    ) -> Result<OrgRow, StoreError> {
+        let mut row = before.cloned().unwrap_or_else(|| new_row(slug));
+        if let Some(id) = id {
+            row.id = id.to_owned();
+        }
+        let text = |slot: &mut String, new: &Option<String>| {
+            if let Some(new) = new {
+                slot.clone_from(new);
+            }
+        };
+        text(&mut row.name, &draft.name);
+        text(&mut row.plan, &draft.plan);
+        text(&mut row.status, &draft.status);
+        if let Some(settings) = &draft.settings {
+            row.settings.clone_from(settings);
+        }
+        if let Some(domain) = &draft.custom_domain {
+            row.custom_domain = Some(domain.clone()).filter(|domain| !domain.is_empty());
+        }
+        row.updated_at = now_ms();
+        let id = org_id(&row)?;
+        self.seal(&id, &mut row.secrets, draft);
+        Ok(row)
+    }
+
+    fn seal(&self, id: &OrgId, secrets: &mut SealedSecrets, draft: &OrgDraft) {
+        for (field, change) in &draft.secrets {
+            match change {
+                Some(secret) => {
+                    secrets.insert(field.clone(), self.0.ring.seal(id, field, secret.expose_secret()));
+                }
+                None => {
+                    secrets.remove(field);
+                }
+            }
+        }
+    }
+
+    async fn forget_before(&self, row: Option<OrgRow>, slug: &Slug) -> Result<(), Problem> {
+        let forgotten = match row.map(context).transpose()? {
+            Some(org) => self.0.resolver.forget(&[&org]).await,
+            None => self.0.resolver.forget_slug(slug).await,
+        };
+        told("an organisation about to change", &forgotten);
+        Ok(())
+    }
+
+    async fn forget_after(&self, org: &OrgContext, before: Option<&OrgContext>) -> bool {
+        let states: Vec<&OrgContext> = before.into_iter().chain([org]).collect();
+        told("a changed organisation", &self.0.resolver.forget(&states).await)
+    }
+}
+
+/// The change is committed whatever the caches say: their failure is logged, repeated by the bus, and told to
+/// the client beside the answer.
+pub(super) fn told(what: &'static str, result: &Result<(), CacheError>) -> bool {
+    if let Err(error) = result {
+        tracing::warn!(%error, what, "not every server could be told to forget; it is being repeated");
+    }
+    result.is_ok()
+}
+
+fn new_row(slug: &Slug) -> OrgRow {
+    let now = now_ms();
+    OrgRow {
+        id: uuid::Uuid::new_v4().to_string(),
+        slug: slug.to_string(),
+        name: String::new(),
+        plan: "free".to_owned(),
+        status: "active".to_owned(),
+        settings: serde_json::Map::new(),
+        secrets: SealedSecrets::new(),
+        custom_domain: None,
+        created_at: now,
+        updated_at: now,
+    }
+}
+
+/// The slug of a path, checked before anything is looked up.
+///
+/// # Errors
+/// `slug_reserved` for one nobody can have, `invalid_slug` for what is no slug.
+pub fn slug(text: &str) -> Result<Slug, Problem> {
+    text.parse().map_err(|error| match error {
+        org_resolution::SlugError::Reserved => {
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "slug_reserved", "This slug is reserved.")
+        }
+        _ => Problem::invalid_slug(false),
+    })
+}

@@ -1,0 +1,98 @@
+//! The routes, and what every request passes on its way to them.
+//!
+//! ```text
+//! request ─► door (time, counts) ─► OrgLayer (whose is it?) ─┬─► /healthz /readyz /metrics   health
+//!                                                            ├─► /v1/…   limit `api` ─► v1
+//!                                                            └─► /admin/…  token ─► limit `mutation` ─► admin_*
+//! ```
+//!
+//! | you look for | module |
+//! |---|---|
+//! | limits of size and time, metrics | [`door`] |
+//! | is it alive, is it ready | [`health`] |
+//! | what an organisation's users see | [`v1`] |
+//! | who may use `/admin` | [`admin_auth`] |
+//! | organisations and tokens for operators | [`admin_orgs`] |
+//! | caches for operators | [`admin_cache`] |
+
+pub mod admin_auth;
+pub mod admin_cache;
+pub mod admin_orgs;
+pub mod door;
+pub mod health;
+pub mod v1;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{delete, get, post, put};
+use http::HeaderName;
+use org_resolution::{OrgLayer, SourceConfig, Strategy, TokenLayer};
+use tower::Layer;
+
+use crate::settings::ServerSettings;
+use crate::state::AppState;
+
+/// The largest body of a request, in bytes: the largest organisation with room for its JSON.
+pub const MAX_BODY_BYTES: usize = 512 * 1024;
+
+/// Paths that belong to no organisation.
+const EXEMPT: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/admin"];
+
+/// The whole service. It needs the peer's address: serve it with connect info.
+pub fn router(state: AppState, settings: &ServerSettings) -> Router {
+    let routes = Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics))
+        .nest("/v1", v1_routes(&state))
+        .nest("/admin", admin_routes(&state))
+        .fallback(door::not_found)
+        .method_not_allowed_fallback(door::method_not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(from_fn(door::named))
+        .with_state(state.clone());
+    // Around the routes: the path form is taken off before routing.
+    let resolved = OrgLayer::new(sources(settings), state.orgs().resolver().clone()).layer(routes);
+    Router::new()
+        .fallback_service(resolved)
+        .layer(from_fn_with_state(state, door::in_time))
+        .layer(from_fn(door::counted))
+}
+
+fn v1_routes(state: &AppState) -> Router<AppState> {
+    let (limits, quota) = (state.app().rate_limiter(), state.app().quotas().auth.clone());
+    let tokens = TokenLayer::new(state.orgs().token_service().clone()).limiting_failures(limits, quota);
+    Router::new()
+        .route("/org", get(v1::org))
+        .route("/me", get(v1::me).layer(tokens))
+        .fallback(door::not_found)
+        .layer(from_fn_with_state(state.clone(), v1::limited))
+}
+
+fn admin_routes(state: &AppState) -> Router<AppState> {
+    let writes = Router::new()
+        .route("/orgs/{slug}", put(admin_orgs::put).delete(admin_orgs::remove))
+        .route("/orgs/{slug}/rename", post(admin_orgs::rename))
+        .route("/orgs/{slug}/tokens", post(admin_orgs::make_token))
+        .route("/orgs/{slug}/tokens/{id}", delete(admin_orgs::revoke_token))
+        .route("/cache/invalidate", post(admin_cache::invalidate))
+        .route_layer(from_fn_with_state(state.clone(), admin_auth::limited));
+    Router::new()
+        .route("/orgs", get(admin_orgs::list))
+        .route("/cache", get(admin_cache::report))
+        .merge(writes)
+        .fallback(door::not_found)
+        .layer(from_fn_with_state(state.clone(), admin_auth::require))
+}
+
+fn sources(settings: &ServerSettings) -> SourceConfig {
+    let strategies = vec![
+        Strategy::Host { base_domain: settings.base_domain.clone() },
+        Strategy::Path,
+        Strategy::Header(HeaderName::from_static("x-org-slug")),
+        Strategy::CustomDomain,
+    ];
+    let config = SourceConfig::new(strategies).trusting(settings.trusted_proxies.clone());
+    EXEMPT.iter().fold(config, |config, path| config.exempting(*path))
+}

@@ -1,0 +1,161 @@
+//! Running a command to its end.
+
+use std::path::Path;
+
+use app_builder::{AppError, AppServiceBuilder, Backend, SettingError, SettingService};
+use secrecy::ExposeSecret;
+
+use crate::cli::Command;
+use crate::first_start::MakeError;
+use crate::import::{self, ImportError};
+use crate::orgs::{Orgs, OrgsError};
+use crate::serve::{self, ServeError, Server};
+use crate::settings::ServerSettings;
+use crate::store::{Store, StoreError, StorePolicy};
+
+/// Why a command failed. No message carries a secret.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// A setting cannot be used; its name is in the message.
+    #[error(transparent)]
+    Setting(SettingError),
+    /// The services could not be assembled.
+    #[error(transparent)]
+    App(AppError),
+    /// The server did not start, or stopped by itself.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The database cannot be used.
+    #[error("DATABASE_URL: {0}")]
+    Store(#[from] StoreError),
+    /// A secret could not be made.
+    #[error(transparent)]
+    Secret(#[from] MakeError),
+    /// Secrets cannot be sealed with this key.
+    #[error(transparent)]
+    Orgs(#[from] OrgsError),
+    /// Nothing was imported.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// The caches could not be told.
+    #[error("the caches could not be told: {0}")]
+    Invalidate(#[from] cache_core::CacheError),
+    /// There is no shared cache.
+    #[error(
+        "REDIS_URL: is not set: each server then has a cache of its own, which no other process can reach; ask \
+         the server itself: POST /admin/cache/invalidate"
+    )]
+    NothingShared,
+}
+
+impl From<SettingError> for RunError {
+    fn from(error: SettingError) -> Self {
+        Self::Setting(error)
+    }
+}
+
+impl From<AppError> for RunError {
+    fn from(error: AppError) -> Self {
+        match error {
+            AppError::Setting(error) => Self::Setting(error),
+            error => Self::App(error),
+        }
+    }
+}
+
+/// Runs a command with settings from `source`; `say` tells the human at the terminal.
+///
+/// # Errors
+/// [`RunError`].
+///
+/// # Cancel safety
+/// As the command: dropping `serve` closes the listener, dropping `import` stores all or nothing.
+pub async fn run(command: Command, source: &dyn SettingService, say: fn(&str)) -> Result<(), RunError> {
+    let settings = ServerSettings::read(source)?;
+    match command {
+        Command::Serve => serve(settings, say).await,
+        Command::Import { file } => import(settings, &file, say).await,
+        Command::Invalidate { keys } => invalidate(settings, &keys, say).await,
+    }
+}
+
+async fn serve(settings: ServerSettings, say: fn(&str)) -> Result<(), RunError> {
+    tracing::info!(?settings, "starting");
+    let server = Server::start(settings).await.map_err(misset)?;
+    for line in &server.greeting {
+        say(line);
+    }
+    Ok(server.run(told_to_stop()).await?)
+}
+
+async fn import(settings: ServerSettings, file: &Path, say: fn(&str)) -> Result<(), RunError> {
+    let text = import::read_file(file).await?;
+    // Before anything is opened: a file with mistakes makes no database.
+    import::parse(&text)?;
+    let store =
+        Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await.map_err(misset)?;
+    let mut notes = Vec::new();
+    let master_key = serve::master_key(&settings, &mut notes)?;
+    let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
+    let orgs = Orgs::open(store.clone(), &app, &master_key).await.map_err(misset)?;
+    notes.iter().for_each(|note| say(note));
+    let imported = orgs.import(&text).await;
+    app.shutdown().await;
+    store.close().await;
+    say(&format!("imported {} organisations", imported?));
+    if matches!(settings.app.backend, Backend::Memory) {
+        say("servers that run without Redis see them when their cached entries end");
+    }
+    Ok(())
+}
+
+async fn invalidate(settings: ServerSettings, keys: &[String], say: fn(&str)) -> Result<(), RunError> {
+    if matches!(settings.app.backend, Backend::Memory) {
+        return Err(RunError::NothingShared);
+    }
+    let app = AppServiceBuilder::new().app_settings(settings.app).build().await?;
+    let texts: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let told = app.caches().invalidate_keys(&texts).await;
+    app.shutdown().await;
+    told?;
+    say(&format!("invalidated {} key(s) on every server", keys.len()));
+    Ok(())
+}
+
+/// A wrong setting that only shows when it is used is still a wrong setting.
+fn misset<E: Into<ServeError>>(error: E) -> RunError {
+    match error.into() {
+        ServeError::App(error) => error.into(),
+        ServeError::Store(error @ StoreError::Url { .. }) => {
+            RunError::Setting(SettingError::contradiction("DATABASE_URL", error.to_string()))
+        }
+        ServeError::Orgs(error @ OrgsError::MasterKey { .. }) => {
+            RunError::Setting(SettingError::contradiction("ORG_MASTER_KEY", error.to_string()))
+        }
+        error => RunError::Serve(error),
+    }
+}
+
+/// Ctrl-C, or SIGTERM as service managers send it.
+async fn told_to_stop() {
+    let interrupted = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            // No handler could be installed: then this signal ends the process as it always did.
+            std::future::pending::<()>().await;
+        }
+    };
+    #[cfg(unix)]
+    let terminated = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => _ = signal.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let terminated = std::future::pending::<()>();
+    tokio::select! {
+        () = interrupted => {}
+        () = terminated => {}
+    }
+}

@@ -1,0 +1,204 @@
+//! Starting, answering, stopping.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use app_builder::{AppError, AppServiceBuilder};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::net::TcpListener;
+
+use crate::first_start::{self, Made, MakeError};
+use crate::import::ImportError;
+use crate::orgs::{Orgs, OrgsError};
+use crate::routes;
+use crate::routes::admin_auth::AdminToken;
+use crate::settings::ServerSettings;
+use crate::state::{AppState, StateParts};
+use crate::store::{Store, StoreError, StorePolicy};
+use crate::telemetry;
+
+/// Why the server did not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The services could not be assembled.
+    #[error(transparent)]
+    App(#[from] AppError),
+    /// The database cannot be used.
+    #[error("DATABASE_URL: {0}")]
+    Store(#[from] StoreError),
+    /// A secret could not be made.
+    #[error(transparent)]
+    Secret(#[from] MakeError),
+    /// The organisations cannot be served.
+    #[error(transparent)]
+    Orgs(#[from] OrgsError),
+    /// The sample could not be imported.
+    #[error("the sample could not be imported: {0}")]
+    Sample(#[from] ImportError),
+    /// The address cannot be listened on.
+    #[error("BIND_ADDR: cannot listen on {address}: {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The metrics recorder could not be installed.
+    #[error("metrics: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+    /// The listener failed.
+    #[error("the server failed: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// A server that listens and does not answer yet.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    state: AppState,
+    settings: ServerSettings,
+    /// What a human should be told once: where it listens, what was made, what to try.
+    pub greeting: Vec<String>,
+}
+
+impl Server {
+    /// Opens the database, assembles the services, imports the sample into an empty database, and listens.
+    ///
+    /// # Errors
+    /// [`ServeError`], by what failed; each message names the setting to look at. Nothing keeps running then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes what was opened. What the first start made (key, token, tables) stays.
+    pub async fn start(settings: ServerSettings) -> Result<Self, ServeError> {
+        // First: caches make their metric handles when they are defined.
+        let metrics = telemetry::metrics()?;
+        let mut greeting = Vec::new();
+        let store = Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await?;
+        let master_key = master_key(&settings, &mut greeting)?;
+        let admin_token = admin_token(&settings, &mut greeting)?;
+        let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
+        let orgs = Orgs::open(store.clone(), &app, &master_key).await?;
+        if store.org_count().await? == 0 {
+            let imported = orgs.import(crate::import::SAMPLE).await?;
+            greeting.push(format!("imported {imported} sample organisations into the empty database"));
+        }
+        let listener = listen(settings.bind_addr).await?;
+        let parts = StateParts {
+            store,
+            app,
+            orgs,
+            admin: AdminToken::new(&admin_token),
+            metrics,
+            request_timeout: settings.request_timeout,
+        };
+        let mut server = Self { listener, state: AppState::new(parts), settings, greeting };
+        server.greet().await?;
+        Ok(server)
+    }
+
+    /// Where it listens; the port is the real one when the setting says 0.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// What the routes share.
+    #[must_use]
+    pub fn state(&self) -> &AppState {
+        &self.state
+    }
+
+    /// Answers requests until `stop` completes. Then it is not ready any more, goes on for the time that load
+    /// balancers need to see that, accepts nothing new, and gives requests in flight their time to end.
+    ///
+    /// # Errors
+    /// [`ServeError::Io`] when the listener failed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the listener and drops the requests in flight; changes run to their end.
+    pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
+        let Self { listener, state, settings, .. } = self;
+        let app =
+            routes::router(state.clone(), &settings).into_make_service_with_connect_info::<SocketAddr>();
+        let (closing, closed) = tokio::sync::oneshot::channel::<()>();
+        let (stopping, delay) = (state.clone(), settings.shutdown_delay);
+        let until = async move {
+            stop.await;
+            stopping.stop();
+            tracing::info!("stopping: not ready any more");
+            tokio::time::sleep(delay).await;
+            // The receiver lives as long as the server below.
+            let _ = closing.send(());
+        };
+        let serving = axum::serve(listener, app).with_graceful_shutdown(until);
+        let limit = settings.shutdown_timeout;
+        let served = tokio::select! {
+            served = serving.into_future() => served,
+            () = out_of_time(closed, limit) => {
+                tracing::warn!(?limit, "requests were still in flight after the time to stop");
+                Ok(())
+            }
+        };
+        state.finish(limit).await;
+        tracing::info!("stopped");
+        Ok(served?)
+    }
+
+    async fn greet(&mut self) -> Result<(), ServeError> {
+        let address = self.address()?;
+        self.greeting.push(format!("listening on http://{address}"));
+        let first = self.state.orgs().any_active().await?;
+        if let Some(slug) = first {
+            let host = format!("{slug}.{}", self.settings.base_domain);
+            self.greeting.push(format!("try: curl -H 'Host: {host}' http://{address}/v1/org"));
+        }
+        Ok(())
+    }
+}
+
+/// Completes when the server closed its doors and then still ran for so long.
+async fn out_of_time(closed: tokio::sync::oneshot::Receiver<()>, limit: Duration) {
+    match closed.await {
+        Ok(()) => tokio::time::sleep(limit).await,
+        // The server ended by itself.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Bind { address, source })
+}
+
+/// The master key of the settings, or the one in the data folder.
+pub(crate) fn master_key(
+    settings: &ServerSettings,
+    greeting: &mut Vec<String>,
+) -> Result<SecretString, MakeError> {
+    if let Some(given) = &settings.master_key {
+        return Ok(given.clone());
+    }
+    let Made { secret, path, is_new } = first_start::master_key(&settings.data_folder())?;
+    let path = path.display();
+    if is_new {
+        greeting.push(format!(
+            "made a master key in {path}: keep a copy, without it no stored secret can be opened"
+        ));
+    }
+    tracing::warn!(%path, "ORG_MASTER_KEY is not set: using the key in the data folder");
+    Ok(secret)
+}
+
+fn admin_token(settings: &ServerSettings, greeting: &mut Vec<String>) -> Result<SecretString, MakeError> {
+    if let Some(given) = &settings.admin_token {
+        return Ok(given.clone());
+    }
+    let Made { secret, path, is_new } = first_start::admin_token(&settings.data_folder())?;
+    let path = path.display();
+    if is_new {
+        greeting.push(format!("admin token (said once, kept in {path}): {}", secret.expose_secret()));
+    }
+    Ok(secret)
+}

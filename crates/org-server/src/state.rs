@@ -1,0 +1,133 @@
+//! What the routes share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use app_builder::AppService;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::task::TaskTracker;
+
+use crate::orgs::Orgs;
+use crate::routes::admin_auth::AdminToken;
+use crate::store::Store;
+use org_resolution::Problem;
+
+/// What the routes share; clones share everything.
+#[derive(Debug, Clone)]
+pub struct AppState(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    parts: StateParts,
+    work: TaskTracker,
+    stopping: AtomicBool,
+}
+
+/// What an [`AppState`] is made of.
+#[derive(Debug)]
+pub struct StateParts {
+    /// The database.
+    pub store: Store,
+    /// Cache, locks, limits and presence.
+    pub app: AppService,
+    /// The organisations.
+    pub orgs: Orgs,
+    /// Who may use `/admin`.
+    pub admin: AdminToken,
+    /// The metrics of the process.
+    pub metrics: PrometheusHandle,
+    /// The longest a request may take.
+    pub request_timeout: Duration,
+}
+
+impl AppState {
+    /// Shares these parts.
+    #[must_use]
+    pub fn new(parts: StateParts) -> Self {
+        let shared = Shared { parts, work: TaskTracker::new(), stopping: AtomicBool::new(false) };
+        Self(Arc::new(shared))
+    }
+
+    /// The database.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.0.parts.store
+    }
+
+    /// Cache, locks, limits and presence.
+    #[must_use]
+    pub fn app(&self) -> &AppService {
+        &self.0.parts.app
+    }
+
+    /// The organisations.
+    #[must_use]
+    pub fn orgs(&self) -> &Orgs {
+        &self.0.parts.orgs
+    }
+
+    /// Who may use `/admin`.
+    #[must_use]
+    pub fn admin(&self) -> &AdminToken {
+        &self.0.parts.admin
+    }
+
+    /// The metrics of the process.
+    #[must_use]
+    pub fn metrics(&self) -> &PrometheusHandle {
+        &self.0.parts.metrics
+    }
+
+    /// The longest a request may take.
+    #[must_use]
+    pub fn request_timeout(&self) -> Duration {
+        self.0.parts.request_timeout
+    }
+
+    /// Runs work to its end, also when the client that asked for it goes away: between the commit of a change
+    /// and the invalidation that follows it nothing may be dropped. [`finish`](Self::finish) waits for it.
+    ///
+    /// # Errors
+    /// The work's own; [`Problem::internal`] when it panicked.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the work running.
+    pub async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+    ) -> Result<T, Problem> {
+        match self.0.work.spawn(work).await {
+            Ok(result) => result,
+            Err(error) => {
+                tracing::error!(%error, "a change did not run to its end");
+                Err(Problem::internal())
+            }
+        }
+    }
+
+    /// From now on the server is not ready: it is about to stop.
+    pub fn stop(&self) {
+        self.0.stopping.store(true, Ordering::Release);
+    }
+
+    /// Whether the server is about to stop.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Acquire)
+    }
+
+    /// Waits for the work that runs [to its end](Self::to_its_end), at most so long; then ends the services
+    /// and closes the database.
+    ///
+    /// # Cancel safety
+    /// Safe; call it again to wait for the rest.
+    pub async fn finish(&self, limit: Duration) {
+        self.0.work.close();
+        if tokio::time::timeout(limit, self.0.work.wait()).await.is_err() {
+            tracing::warn!(running = self.0.work.len(), "changes are still running after the time to stop");
+        }
+        self.app().shutdown().await;
+        self.store().close().await;
+    }
+}

@@ -1,0 +1,40 @@
+//! Logs and metrics of the process.
+
+use std::sync::OnceLock;
+
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+/// Boundaries of all times, in seconds: from a look into memory to a request that is given up.
+const SECONDS: [f64; 13] =
+    [0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+
+static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Installs the recorder of this process, or finds the one that is installed. Caches make their metric
+/// handles when they are defined, so this comes first.
+///
+/// # Errors
+/// [`BuildError`] when another recorder is installed already.
+pub fn metrics() -> Result<PrometheusHandle, BuildError> {
+    if let Some(installed) = METRICS.get() {
+        return Ok(installed.clone());
+    }
+    let recorder = PrometheusBuilder::new().set_buckets(&SECONDS)?.build_recorder();
+    let handle = recorder.handle();
+    match metrics::set_global_recorder(recorder) {
+        Ok(()) => Ok(METRICS.get_or_init(|| handle).clone()),
+        // Another thread may be between installing and remembering.
+        Err(error) => METRICS.get().cloned().ok_or_else(|| BuildError::FailedToSetGlobalRecorder(error)),
+    }
+}
+
+/// Writes logs to the standard error stream, by `RUST_LOG` (default `info`). A second call does nothing.
+pub fn logs() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let logs =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
+    // Refused when a subscriber is there already, as in tests: it then stays.
+    let _ = logs.try_init();
+}
