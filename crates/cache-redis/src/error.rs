@@ -78,7 +78,7 @@ fn classify(error: &RedisError) -> BackendErrorKind {
         ) => return Kind::NotReady,
         _ => {}
     }
-    match error.code() {
+    match code(error).as_deref() {
         Some("READONLY") => Kind::ReadOnly,
         Some("OOM") => Kind::OutOfMemory,
         Some("NOAUTH" | "NOPERM" | "WRONGPASS") => Kind::Denied,
@@ -90,10 +90,16 @@ fn classify(error: &RedisError) -> BackendErrorKind {
 
 /// The code and nothing else: the rest of the text may repeat arguments, which hold values.
 fn detail(error: &RedisError) -> String {
-    match error.code() {
-        Some(code) => code.to_owned(),
-        None => error.category().to_owned(),
+    code(error).unwrap_or_else(|| error.category().to_owned())
+}
+
+/// The server's own word for the error; of a pipeline, the first that failed.
+fn code(error: &RedisError) -> Option<String> {
+    if let Some(code) = error.code() {
+        return Some(code.to_owned());
     }
+    let failed = error.clone().into_server_errors()?;
+    failed.first().map(|(_, error)| error.code().to_owned())
 }
 
 #[cfg(test)]

@@ -1,0 +1,239 @@
+//! The bus on a real Redis: what arrives, what is missed, and when memory is trusted. Every test is in a module
+//! `redis`, for it needs one.
+
+mod redis {
+    use std::sync::{Arc, Mutex};
+    use std::time::{Duration, Instant};
+
+    use cache_core::bus::BusHealth;
+    use cache_core::prelude::*;
+    use cache_core::{Clock, FlushReason, Invalidation, InvalidationSink, Subscription, TenantId};
+    use cache_redis::{BusPolicy, RedisBus, RedisCacheOptions, RedisCacheService, RedisLink, RedisSettings};
+    use conformance::redis_server::RedisServer;
+
+    /// What a process heard.
+    #[derive(Debug, Default)]
+    struct Heard {
+        messages: Mutex<Vec<Invalidation>>,
+        flushes: Mutex<Vec<FlushReason>>,
+    }
+
+    impl InvalidationSink for Heard {
+        fn apply(&self, message: &Invalidation) {
+            self.messages.lock().expect("not poisoned").push(message.clone());
+        }
+
+        fn flush(&self, reason: FlushReason) {
+            self.flushes.lock().expect("not poisoned").push(reason);
+        }
+    }
+
+    /// One instance: its bus, and what it heard.
+    struct Instance {
+        bus: Arc<RedisBus>,
+        heard: Arc<Heard>,
+        _subscription: Subscription,
+    }
+
+    impl Instance {
+        /// An instance with short times, trusted already.
+        async fn start(server: &RedisServer) -> Self {
+            let instance = Self::start_untrusted(server);
+            until("trust", || instance.trusted()).await;
+            instance
+        }
+
+        fn start_untrusted(server: &RedisServer) -> Self {
+            let settings = RedisSettings::from_url(&server.url()).expect("a URL");
+            let policy = BusPolicy::default()
+                .with_heartbeat(Duration::from_millis(50))
+                .with_trust_for(Duration::from_millis(500));
+            let bus = RedisBus::with_policy(RedisLink::lazy(settings).expect("a link"), policy);
+            let heard = Arc::new(Heard::default());
+            let subscription = bus.subscribe(heard.clone());
+            Self { bus, heard, _subscription: subscription }
+        }
+
+        fn trusted(&self) -> bool {
+            self.bus.trust().near(Clock::system().now())
+        }
+
+        fn messages(&self) -> Vec<Invalidation> {
+            self.heard.messages.lock().expect("not poisoned").clone()
+        }
+
+        fn flushed(&self, reason: FlushReason) -> usize {
+            let flushes = self.heard.flushes.lock().expect("not poisoned");
+            flushes.iter().filter(|other| **other == reason).count()
+        }
+
+        fn cache(&self) -> RedisCacheService {
+            RedisCacheService::on(self.bus.clone(), RedisCacheOptions::default())
+        }
+    }
+
+    async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !holds() {
+            assert!(Instant::now() < deadline, "{what} did not come");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// I1, SD1: every kind of message arrives at the other instance, in order; the publisher hears its own at
+    /// once, and not again from the channel.
+    #[tokio::test]
+    async fn messages_arrive_in_order_and_once() {
+        let server = RedisServer::start();
+        let (here, there) = (Instance::start(&server).await, Instance::start(&server).await);
+        let tenant = Some(TenantId::new("acme").expect("an id"));
+        let messages = [
+            Invalidation::key("acme:d:1"),
+            Invalidation::Keys(vec!["a".into(), "b".into()]),
+            Invalidation::Prefix("acme:".into()),
+            Invalidation::Domain { tenant: tenant.clone(), domain: "d".into() },
+            Invalidation::Tag { tenant, tag: "t".into() },
+            Invalidation::All,
+        ];
+        for message in &messages {
+            here.bus.publish(message).await.expect("published");
+        }
+        assert_eq!(here.messages(), messages, "applied here before `publish` returned");
+        until("all messages", || there.messages().len() == messages.len()).await;
+        assert_eq!(there.messages(), messages);
+        until("the echo", || here.bus.state().lag.is_some()).await;
+        there.bus.publish(&Invalidation::key("last")).await.expect("published");
+        until("the last message", || here.messages().len() > messages.len()).await;
+        assert_eq!(here.messages().len(), messages.len() + 1, "own messages are not applied twice");
+        assert_eq!((here.flushed(FlushReason::Gap), there.flushed(FlushReason::Gap)), (0, 0));
+    }
+
+    /// I2: a plain cache announces its invalidations in the same step.
+    #[tokio::test]
+    async fn a_cache_announces_what_it_invalidates() {
+        let server = RedisServer::start();
+        let (here, there) = (Instance::start(&server).await, Instance::start(&server).await);
+        let cache = here.cache();
+        cache.set("acme:d:1", &1, None).await.expect("set");
+        cache.invalidate("acme:d:1").await.expect("invalidate");
+        cache.invalidate_prefix("acme:").await.expect("invalidate_prefix");
+        let expected = [Invalidation::key("acme:d:1"), Invalidation::Prefix("acme:".into())];
+        until("both", || there.messages().len() == 2).await;
+        assert_eq!(there.messages(), expected);
+        assert_eq!(here.messages(), expected);
+    }
+
+    /// I1, SD13: a message by hand is understood, rubbish is counted and skipped, and neither looks like a gap.
+    #[tokio::test]
+    async fn foreign_messages_are_applied_and_rubbish_is_skipped() {
+        let server = RedisServer::start();
+        let instance = Instance::start(&server).await;
+        for payload in ["{", "org:acme", "{\"op\":\"dance\"}", "{\"op\":\"all\"}"] {
+            server.command(&["PUBLISH", "cache:invalidate", payload]);
+        }
+        until("the last one", || instance.messages().len() == 2).await;
+        assert_eq!(instance.messages(), [Invalidation::key("org:acme"), Invalidation::All]);
+        assert_eq!(instance.bus.state().malformed, 2);
+        assert_eq!(instance.flushed(FlushReason::Gap), 0);
+        assert_eq!(instance.bus.state().health, BusHealth::Trusted);
+    }
+
+    /// I4, SF2: a single lost message is found by the next message or beat, and empties memory.
+    #[tokio::test]
+    async fn a_lost_message_is_found() {
+        let server = RedisServer::start();
+        let instance = Instance::start(&server).await;
+        // Counted by the server and never delivered: what a lost message looks like from here.
+        server.command(&["INCR", "{cache:invalidate}:seq"]);
+        until("the gap", || instance.flushed(FlushReason::Gap) == 1).await;
+        assert_eq!(instance.bus.state().gaps, 1);
+    }
+
+    /// SF1, I3: a cut subscription is made anew, and memory is emptied before it is trusted again.
+    #[tokio::test]
+    async fn a_cut_subscription_is_made_anew() {
+        let server = RedisServer::start();
+        let instance = Instance::start(&server).await;
+        assert_eq!(instance.flushed(FlushReason::Resubscribed), 1);
+        server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        until("a new subscription", || instance.flushed(FlushReason::Resubscribed) == 2).await;
+        until("trust", || instance.trusted()).await;
+        assert_eq!(instance.bus.state().reconnects, 1);
+        server.command(&["PUBLISH", "cache:invalidate", "k"]);
+        until("a message", || instance.messages() == [Invalidation::key("k")]).await;
+    }
+
+    /// SF3, P2: while the server is frozen trust runs out by itself within its bound; it returns through a
+    /// flush.
+    #[tokio::test]
+    async fn trust_runs_out_while_the_server_is_frozen() {
+        let server = RedisServer::start();
+        let instance = Instance::start(&server).await;
+        server.pause();
+        let frozen = Instant::now();
+        until("the end of trust", || !instance.trusted()).await;
+        assert!(frozen.elapsed() < Duration::from_secs(2), "{:?}", frozen.elapsed());
+        let flushes = instance.bus.state().flushes;
+        server.resume();
+        until("trust", || instance.trusted()).await;
+        assert!(instance.bus.state().flushes > flushes, "emptied before it was trusted");
+    }
+
+    /// SF4, L3: a killed server that comes back empty is trusted again, by itself.
+    #[tokio::test]
+    async fn trust_returns_after_a_restart() {
+        let mut server = RedisServer::start();
+        let instance = Instance::start(&server).await;
+        server.kill();
+        until("the end of trust", || !instance.trusted()).await;
+        assert_eq!(instance.bus.state().health, BusHealth::Down);
+        server.restart();
+        until("trust", || instance.trusted()).await;
+    }
+
+    /// SF8: an instance that starts before Redis trusts nothing, and finds Redis when it comes.
+    #[tokio::test]
+    async fn an_instance_may_start_before_redis() {
+        let mut server = RedisServer::start();
+        server.kill();
+        let instance = Instance::start_untrusted(&server);
+        assert!(!instance.trusted());
+        server.restart();
+        until("trust", || instance.trusted()).await;
+    }
+
+    /// P6, SD2: a failed invalidation is an error to its caller, is applied here all the same, keeps memory
+    /// untrusted, and is repeated until Redis and the others have it.
+    #[tokio::test]
+    async fn a_failed_invalidation_is_repeated() {
+        let server = RedisServer::start();
+        let (here, there) = (Instance::start(&server).await, Instance::start(&server).await);
+        let cache = here.cache();
+        cache.set("acme:d:1", &1, None).await.expect("set");
+        server.pause();
+        let failed = cache.invalidate("acme:d:1").await.expect_err("Redis is frozen");
+        assert!(matches!(failed, CacheError::Timeout { .. }), "{failed:?}");
+        assert_eq!(here.messages().first(), Some(&Invalidation::key("acme:d:1")));
+        assert!(!here.trusted(), "the far tier may still hold the old value");
+        assert_eq!(here.bus.state().pending, 1);
+        server.resume();
+        until("the repetition", || here.bus.state().pending == 0).await;
+        until("the other instance", || there.messages().contains(&Invalidation::key("acme:d:1"))).await;
+        assert_eq!(there.cache().get::<u32>("acme:d:1").await.expect("get"), None);
+        until("trust", || here.trusted()).await;
+    }
+
+    /// SF9, SH5: a dropped bus leaves no subscription behind.
+    #[tokio::test]
+    async fn a_dropped_bus_leaves_nothing() {
+        let server = RedisServer::start();
+        let subscribers = || server.command(&["PUBSUB", "NUMSUB", "cache:invalidate"]);
+        let nobody = subscribers();
+        for _ in 0..5 {
+            let instance = Instance::start(&server).await;
+            assert_ne!(subscribers(), nobody);
+            drop(instance);
+        }
+        until("the end of the subscriptions", || subscribers() == nobody).await;
+    }
+}
