@@ -82,11 +82,12 @@ pub async fn run(command: Command, source: &dyn SettingService, say: fn(&str)) -
 
 async fn serve(settings: ServerSettings, say: fn(&str)) -> Result<(), RunError> {
     tracing::info!(?settings, "starting");
+    let stop = told_to_stop().map_err(ServeError::Io)?;
     let server = Server::start(settings).await.map_err(misset)?;
     for line in &server.greeting {
         say(line);
     }
-    Ok(server.run(told_to_stop()).await?)
+    Ok(server.run(stop).await?)
 }
 
 async fn import(settings: ServerSettings, file: &Path, say: fn(&str)) -> Result<(), RunError> {
@@ -137,25 +138,27 @@ fn misset<E: Into<ServeError>>(error: E) -> RunError {
     }
 }
 
-/// Ctrl-C, or SIGTERM as service managers send it.
-async fn told_to_stop() {
-    let interrupted = async {
+/// Ctrl-C, or SIGTERM as service managers send it. Listens from this call on, not from the first poll: a signal
+/// in between would end the process at once.
+#[cfg(unix)]
+fn told_to_stop() -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+/// Ctrl-C.
+#[cfg(not(unix))]
+fn told_to_stop() -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+    Ok(async {
         if tokio::signal::ctrl_c().await.is_err() {
-            // No handler could be installed: then this signal ends the process as it always did.
+            // No handler could be installed: the signal then ends the process as it always did.
             std::future::pending::<()>().await;
         }
-    };
-    #[cfg(unix)]
-    let terminated = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => _ = signal.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    #[cfg(not(unix))]
-    let terminated = std::future::pending::<()>();
-    tokio::select! {
-        () = interrupted => {}
-        () = terminated => {}
-    }
+    })
 }

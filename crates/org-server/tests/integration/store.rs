@@ -1,31 +1,14 @@
 //! The database: what is stored is found, limits hold, and nothing is half done.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use org_resolution::secret::Sealed;
 use org_server::store::{OrgRow, Store, StoreError, StorePolicy, TokenRow};
 
-struct Folder(PathBuf);
+use crate::common::Folder;
 
-impl Folder {
-    fn new() -> Self {
-        Self(std::env::temp_dir().join(format!("org-server-store-{}", uuid::Uuid::new_v4().simple())))
-    }
-
-    fn url(&self) -> String {
-        format!("sqlite://{}/data/orgs.db?mode=rwc", self.0.display())
-    }
-
-    async fn store(&self) -> Store {
-        Store::open(&self.url(), StorePolicy::default()).await.expect("a new database")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+async fn opened(folder: &Folder) -> Store {
+    Store::open(&folder.database_url(), StorePolicy::default()).await.expect("a new database")
 }
 
 fn org(slug: &str) -> OrgRow {
@@ -52,11 +35,11 @@ async fn put(store: &Store, row: OrgRow) -> Result<org_server::store::OrgWrite, 
 #[tokio::test]
 async fn a_database_is_made_and_kept() {
     let folder = Folder::new();
-    let store = folder.store().await;
+    let store = opened(&folder).await;
     let written = put(&store, org("acme")).await.expect("stored");
     assert!(written.before.is_none());
     store.close().await;
-    let store = folder.store().await;
+    let store = opened(&folder).await;
     let found = store.org_by_slug("acme").await.expect("answers").expect("there");
     assert_eq!(found, written.row);
     assert_eq!(store.org_by_id("id-acme").await.expect("answers"), Some(found));
@@ -69,7 +52,7 @@ async fn a_database_is_made_and_kept() {
 #[tokio::test]
 async fn an_update_answers_what_was_there() {
     let folder = Folder::new();
-    let store = folder.store().await;
+    let store = opened(&folder).await;
     put(&store, org("acme")).await.expect("stored");
     let written = store
         .put_org::<StoreError>("acme", |before| {
@@ -85,7 +68,7 @@ async fn an_update_answers_what_was_there() {
 #[tokio::test]
 async fn slugs_and_domains_are_unique() {
     let folder = Folder::new();
-    let store = folder.store().await;
+    let store = opened(&folder).await;
     let with_domain = |slug: &str| OrgRow { custom_domain: Some("a.example.com".into()), ..org(slug) };
     put(&store, with_domain("a")).await.expect("stored");
     put(&store, org("b")).await.expect("stored");
@@ -102,7 +85,7 @@ async fn slugs_and_domains_are_unique() {
 #[tokio::test]
 async fn pages_follow_each_other() {
     let folder = Folder::new();
-    let store = folder.store().await;
+    let store = opened(&folder).await;
     let rows: Vec<OrgRow> = ["c", "a", "e", "b", "d"].map(org).into();
     store.import_orgs(&rows).await.expect("stored");
     let (mut seen, mut after) = (Vec::new(), None::<String>);
@@ -119,7 +102,7 @@ async fn pages_follow_each_other() {
 #[tokio::test]
 async fn nothing_is_half_imported() {
     let folder = Folder::new();
-    let store = folder.store().await;
+    let store = opened(&folder).await;
     put(&store, org("there")).await.expect("stored");
     let clash = OrgRow { id: "another".into(), ..org("there") };
     let (at, error) = store.import_orgs(&[org("a"), org("b"), clash]).await.expect_err("taken");
@@ -134,7 +117,7 @@ async fn nothing_is_half_imported() {
 #[tokio::test]
 async fn tokens_are_digests_that_belong_to_an_organisation() {
     let folder = Folder::new();
-    let store = folder.store().await;
+    let store = opened(&folder).await;
     put(&store, org("acme")).await.expect("stored");
     let token = |id: &str, byte| TokenRow {
         id: id.into(),
@@ -162,7 +145,7 @@ async fn tokens_are_digests_that_belong_to_an_organisation() {
 #[tokio::test]
 async fn a_fact_is_stored_once() {
     let folder = Folder::new();
-    let store = folder.store().await;
+    let store = opened(&folder).await;
     assert_eq!(store.fact("canary").await.expect("answers"), None);
     assert_eq!(store.fact_or_insert("canary", b"first").await.expect("answers"), b"first");
     assert_eq!(store.fact_or_insert("canary", b"second").await.expect("answers"), b"first");
@@ -184,10 +167,10 @@ async fn a_database_that_cannot_be_used_says_why() {
 #[tokio::test]
 async fn a_locked_database_answers_by_its_deadline() {
     let folder = Folder::new();
-    let first = folder.store().await;
+    let first = opened(&folder).await;
     let mut policy = StorePolicy::default();
     policy.deadline = Duration::from_millis(100);
-    let second = Store::open(&folder.url(), policy).await.expect("opened");
+    let second = Store::open(&folder.database_url(), policy).await.expect("opened");
     let (held, entered) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
     std::thread::scope(|scope| {
         let holder = scope.spawn(|| {

@@ -1,0 +1,159 @@
+//! Two servers on one database and one real Redis: a change through one is seen by the other, also after
+//! Redis was away.
+
+use std::time::{Duration, Instant};
+
+use conformance::redis_server::RedisServer;
+use conformance::resp::Reply;
+use http::Method;
+use serde_json::json;
+
+use crate::common::{Folder, TestServer, eventually};
+
+/// Two servers, and what they share.
+struct Fleet {
+    redis: RedisServer,
+    one: TestServer,
+    two: TestServer,
+}
+
+impl Fleet {
+    async fn start() -> Self {
+        let (redis, folder) = (RedisServer::start(), Folder::new());
+        let (url, database) = (redis.url(), folder.database_url());
+        let shared = [("REDIS_URL", url.as_str()), ("DATABASE_URL", database.as_str())];
+        let one = TestServer::start_in(folder, &shared).await;
+        let two = TestServer::start_in(Folder::new(), &shared).await;
+        let fleet = Self { redis, one, two };
+        fleet.is_ready().await;
+        fleet
+    }
+
+    fn servers(&self) -> [&TestServer; 2] {
+        [&self.one, &self.two]
+    }
+
+    /// Both serve from memory: Redis is there, and its bus is trusted.
+    async fn is_ready(&self) {
+        for server in self.servers() {
+            eventually("the server is ready", || async {
+                let ready = server.get("/readyz").send().await;
+                ready.body["status"] == "ready" && ready.body["bus"] == "trusted"
+            })
+            .await;
+        }
+    }
+
+    /// Both answer this organisation from memory.
+    async fn is_warm(&self, slug: &str) {
+        for server in self.servers() {
+            eventually("memory answers", || async {
+                server.org(slug).await.is(200).header("cache-status") == "near; hit"
+            })
+            .await;
+        }
+    }
+}
+
+/// L3, E11: a change through one server is seen by the other at once, though the other had it in memory.
+#[tokio::test]
+async fn a_change_through_one_is_seen_by_the_other() {
+    let fleet = Fleet::start().await;
+    fleet.is_warm("acme").await;
+    fleet.one.put_org("acme", json!({ "name": "Acme Renamed" })).await.is(200);
+    assert_eq!(fleet.one.org("acme").await.body["name"], "Acme Renamed", "one's own write at once");
+    let told = Instant::now();
+    eventually("the other sees it", || async { fleet.two.org("acme").await.body["name"] == "Acme Renamed" })
+        .await;
+    assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
+
+    fleet.is_warm("acme").await;
+    fleet.two.put_org("acme", json!({ "status": "suspended" })).await.is(200);
+    eventually("the suspension is seen", || async { fleet.one.org("acme").await.status == 403 }).await;
+}
+
+/// L3: what one server loaded the other takes from Redis.
+#[tokio::test]
+async fn what_one_loaded_the_other_takes_from_redis() {
+    let fleet = Fleet::start().await;
+    assert_eq!(fleet.one.org("globex").await.is(200).header("cache-status"), "origin; fwd=miss");
+    assert_eq!(fleet.two.org("globex").await.is(200).header("cache-status"), "far; hit");
+    let ready = fleet.one.get("/readyz").send().await;
+    assert_eq!(ready.is(200).body["l2"], true);
+}
+
+/// K7: a token that is revoked through one server is refused by the other, though it had been validated there.
+#[tokio::test]
+async fn a_token_revoked_through_one_is_refused_by_the_other() {
+    let fleet = Fleet::start().await;
+    let (id, token) = fleet.one.token("acme", json!({ "user": "ada" })).await;
+    let me = || fleet.two.get("/o/acme/v1/me").bearer(&token);
+    me().send().await.is(200);
+    me().send().await.is(200);
+    fleet.one.admin(Method::DELETE, &format!("/admin/orgs/acme/tokens/{id}")).send().await.is(204);
+    eventually("the other refuses it", || async { me().send().await.code() == "invalid_token" }).await;
+}
+
+/// K6: Redis holds sealed secrets only.
+#[tokio::test]
+async fn redis_holds_sealed_secrets_only() {
+    let fleet = Fleet::start().await;
+    let body = json!({ "secrets": { "webhook_key": "hunter2-hunter2" } });
+    fleet.one.put_org("acme", body).await.is(200);
+    fleet.one.org("acme").await.is(200);
+    let Reply::Bulk(held) = fleet.redis.command(&["GET", "org:acme"]) else { panic!("the entry is there") };
+    let held = String::from_utf8_lossy(&held);
+    assert!(held.contains("webhook_key"), "the entry is there: {held}");
+    assert!(!held.contains("hunter2"), "{held}");
+}
+
+/// L2, I2: an operator's word reaches every server.
+#[tokio::test]
+async fn an_operator_makes_every_server_forget() {
+    let fleet = Fleet::start().await;
+    fleet.is_warm("acme").await;
+    let forget = json!({ "key": "org:acme" });
+    fleet.one.admin(Method::POST, "/admin/cache/invalidate").json(&forget).send().await.is(200);
+    eventually("the other has forgotten", || async {
+        let report = fleet.two.admin(Method::GET, "/admin/cache").send().await;
+        report.body["domains"]["org"]["evicted_invalidated"].as_u64() > Some(0)
+    })
+    .await;
+}
+
+/// L3, J2: killing Redis degrades and a restart recovers, without a restart of the servers; a change made
+/// meanwhile is stored, and seen by the other within the staleness bound.
+#[tokio::test]
+async fn killing_redis_degrades_and_a_restart_recovers() {
+    let mut fleet = Fleet::start().await;
+    fleet.is_warm("acme").await;
+    fleet.redis.kill();
+    for server in fleet.servers() {
+        eventually("the server says that it is degraded", || async {
+            let ready = server.get("/readyz").send().await;
+            ready.is(200).body["status"] == "degraded" && ready.body["l2"] == false
+        })
+        .await;
+        server.org("acme").await.is(200);
+        server.org("kestrel-nobody").await.is_problem(404, "org_not_found");
+    }
+    let changed = fleet.one.put_org("acme", json!({ "name": "Changed In The Dark" })).await;
+    assert_eq!(changed.is(200).header("cache-invalidation"), "pending");
+    assert_eq!(fleet.one.org("acme").await.body["name"], "Changed In The Dark");
+    eventually("the other sees it without Redis", || async {
+        fleet.two.org("acme").await.body["name"] == "Changed In The Dark"
+    })
+    .await;
+
+    fleet.redis.restart();
+    fleet.is_ready().await;
+    fleet.is_warm("acme").await;
+    for server in fleet.servers() {
+        assert_eq!(server.org("acme").await.body["name"], "Changed In The Dark");
+    }
+    fleet.two.put_org("acme", json!({ "name": "Changed In The Light" })).await.is(200);
+    eventually("the other sees it through Redis", || async {
+        fleet.one.org("acme").await.body["name"] == "Changed In The Light"
+    })
+    .await;
+}

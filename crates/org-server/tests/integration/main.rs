@@ -1,0 +1,7 @@
+//! The server from outside: its database, its routes, its binary, and several of them together.
+
+mod binary;
+mod common;
+mod fleet;
+mod routes;
+mod store;
