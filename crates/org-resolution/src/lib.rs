@@ -15,6 +15,7 @@
 //! | looking them up through the cache | [`resolver`]: [`OrgResolver`] |
 //! | validating tokens through the cache | [`token`]: [`TokenService`], [`TokenValidator`] |
 //! | the tower layers | [`layer`]: [`OrgLayer`], [`TokenLayer`] |
+//! | limiting how often somebody asks | [`rate_limit`]: [`RateLimitLayer`] |
 //! | the extractors | [`extract`]: [`Org`], [`Token`] |
 //! | error answers | [`rejection`]: [`Problem`] |
 //! | secrets at rest | [`secret`]: [`KeyRing`] |
@@ -23,6 +24,7 @@ pub mod directory;
 pub mod extract;
 pub mod layer;
 pub mod org;
+pub mod rate_limit;
 pub mod rejection;
 pub mod resolver;
 pub mod secret;
@@ -33,8 +35,9 @@ pub use directory::{DirectoryError, OrgDirectory};
 pub use extract::{Org, Token};
 pub use layer::{OrgLayer, TokenLayer};
 pub use org::{OrgContext, OrgId, OrgStatus, Slug, SlugError};
+pub use rate_limit::RateLimitLayer;
 pub use rejection::Problem;
-pub use resolver::{OrgResolver, Resolved};
+pub use resolver::{Changed, OrgResolver, Resolved};
 pub use secret::{KeyRing, SealError};
 pub use source::{ResolvedBy, SourceConfig, Strategy, TrustedProxies};
 pub use token::{CachedToken, TokenError, TokenPolicy, TokenService, TokenValidator};

@@ -22,7 +22,11 @@ pub struct Problem {
     problems: Vec<String>,
     retry_after: Option<Duration>,
     challenge: Option<&'static str>,
+    violated: Option<Box<str>>,
 }
+
+/// The type of a refusal by a quota, as draft-ietf-httpapi-ratelimit-headers-10 registers it.
+const QUOTA_EXCEEDED: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -35,13 +39,23 @@ struct Body<'a> {
     detail: &'a str,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     problems: &'a [String],
+    #[serde(rename = "violated-policies", skip_serializing_if = "Option::is_none")]
+    violated: Option<[&'a str; 1]>,
 }
 
 impl Problem {
     /// A problem with a sentence for the client.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
-        Self { status, code, detail, problems: Vec::new(), retry_after: None, challenge: None }
+        Self {
+            status,
+            code,
+            detail,
+            problems: Vec::new(),
+            retry_after: None,
+            challenge: None,
+            violated: None,
+        }
     }
 
     /// `org_unresolved`: the request names no organisation.
@@ -102,6 +116,12 @@ impl Problem {
         Self { retry_after, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail) }
     }
 
+    /// Names the quota that was exceeded, for a [`rate_limited`](Self::rate_limited) answer.
+    pub fn with_violated_policy(mut self, name: &str) -> Self {
+        self.violated = Some(name.into());
+        self
+    }
+
     /// `store_unavailable`: something this answer needs is away for now.
     pub fn unavailable(detail: impl Into<String>, retry_after: Duration) -> Self {
         let retry_after = Some(retry_after);
@@ -129,12 +149,13 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let body = Body {
-            kind: "about:blank",
+            kind: if self.violated.is_some() { QUOTA_EXCEEDED } else { "about:blank" },
             title: self.status.canonical_reason().unwrap_or("Error"),
             status: self.status.as_u16(),
             code: self.code,
             detail: &self.detail,
             problems: &self.problems,
+            violated: self.violated.as_deref().map(|name| [name]),
         };
         let body = serde_json::to_vec(&body).expect("a plain structure has a JSON form");
         let mut response = (self.status, body).into_response();

@@ -13,6 +13,9 @@ use crate::rejection::{Problem, RETRY_LATER};
 /// How long an organisation is cached. Default of [`OrgResolver::new`]: 300 s.
 pub const ORG_TTL: Duration = Duration::from_secs(300);
 
+/// The longest a look-up in the directory may take: a caller waits no longer for a database that hangs.
+pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Finds organisations by slug, id or host, each looked up at most once at a time in the whole fleet.
 ///
 /// Entries stand under `org:<slug>`, `org:id:<id>` and `org:domain:<host>`, for [`ORG_TTL`]. "There is no such
@@ -32,6 +35,17 @@ pub struct Resolved {
     pub org: Arc<OrgContext>,
     /// Which tier knew it.
     pub source: Source,
+}
+
+/// A change that was committed.
+#[derive(Debug, Clone)]
+#[must_use = "the other instances may not have been told"]
+pub struct Changed<T> {
+    /// What the commit answered.
+    pub value: T,
+    /// Whether all instances were told. If not it is repeated in the background, and they stop trusting their
+    /// memory within the staleness bound.
+    pub told: Result<(), CacheError>,
 }
 
 impl OrgResolver {
@@ -83,6 +97,17 @@ impl OrgResolver {
         usable(self.by_domain.lookup(&domain.to_owned()).await)
     }
 
+    /// As [`by_domain`](Self::by_domain); `None` when nobody has this host.
+    pub(crate) async fn by_domain_if_known(&self, domain: &str) -> Result<Option<Resolved>, Problem> {
+        let found = self.by_domain.lookup(&domain.to_owned()).await;
+        match &found {
+            Ok(found) if found.value.is_none() => Ok(None),
+            // No organisation has a host that cannot even be a key.
+            Err(CacheError::InvalidKey(_)) => Ok(None),
+            _ => usable(found).map(Some),
+        }
+    }
+
     /// Forgets everything under which these states of an organisation are known: what it was and what it is.
     ///
     /// # Errors
@@ -91,10 +116,41 @@ impl OrgResolver {
         let slugs: Vec<Slug> = states.iter().map(|org| org.slug.clone()).collect();
         let ids: Vec<OrgId> = states.iter().map(|org| org.id.clone()).collect();
         let domains: Vec<String> = states.iter().filter_map(|org| org.custom_domain.clone()).collect();
-        let slugs = self.by_slug.invalidate_many(&slugs).await;
-        let ids = self.by_id.invalidate_many(&ids).await;
-        let domains = self.by_domain.invalidate_many(&domains).await;
+        // All three, also when one fails.
+        let (slugs, ids, domains) = tokio::join!(
+            self.by_slug.invalidate_many(&slugs),
+            self.by_id.invalidate_many(&ids),
+            self.by_domain.invalidate_many(&domains),
+        );
         slugs.and(ids).and(domains)
+    }
+
+    /// Runs a change of an organisation and forgets it before the commit and after it. `states` are what it was
+    /// and what it will be: a rename then forgets the old and the new slug.
+    ///
+    /// Coherence rests on the second time; the first one makes it likely that readers load anew also when this
+    /// process dies in between. When the commit fails it is forgotten all the same: a commit whose answer was
+    /// lost may have taken place.
+    ///
+    /// # Errors
+    /// The commit's own.
+    ///
+    /// # Cancel safety
+    /// Not safe between the commit and the second time: run it in a task of its own.
+    pub async fn change<T, E>(
+        &self,
+        states: &[&OrgContext],
+        commit: impl Future<Output = Result<T, E>>,
+    ) -> Result<Changed<T>, E> {
+        if let Err(error) = self.forget(states).await {
+            tracing::warn!(%error, "an organisation about to change was not forgotten everywhere");
+        }
+        let committed = commit.await;
+        let told = self.forget(states).await;
+        if let Err(error) = &told {
+            tracing::warn!(%error, "not every server could be told of a change; it is being repeated");
+        }
+        committed.map(|value| Changed { value, told })
     }
 
     /// Forgets a name nobody had until now, of which it may be remembered that it does not exist.
@@ -119,6 +175,7 @@ fn org_domain<K: tenant_cache::CacheKey>(
         .negative_tier(NegativeTier::Near)
         .capacity(10_000)
         .negative_capacity(10_000)
+        .timeout(LOOKUP_TIMEOUT)
 }
 
 fn usable(found: Result<tenant_cache::Found<OrgContext>, CacheError>) -> Result<Resolved, Problem> {
@@ -137,6 +194,9 @@ fn unavailable(error: &CacheError) -> Problem {
         CacheError::InvalidKey(_) => return Problem::org_not_found(),
         CacheError::Load(LoadError::Failed { source, .. }) if source.is::<DirectoryError>() => {
             tracing::warn!(%error, "an organisation could not be looked up");
+        }
+        CacheError::Load(LoadError::TimedOut { .. }) => {
+            tracing::warn!(%error, "an organisation could not be looked up in time");
         }
         error => tracing::error!(%error, "an organisation could not be looked up"),
     }

@@ -23,7 +23,7 @@ use crate::rejection::Problem;
 pub enum Strategy {
     /// `acme.example.com` under the base domain `example.com`.
     Host {
-        /// In lower case, without port or final dot.
+        /// In lower case, without port or final dot; [`Strategy::host`] makes it so.
         base_domain: String,
     },
     /// `/o/acme/…`; the prefix is taken off before the request goes on.
@@ -32,10 +32,19 @@ pub enum Strategy {
     Header(HeaderName),
     /// An [`OrgClaim`] that an outer layer put into the request after it verified a token.
     Claim,
-    /// A host of the organisation's own.
+    /// A host of the organisation's own. One that no organisation has leaves it to the next strategy; the hosts
+    /// under a base domain are never looked up.
     CustomDomain,
     /// Always this one: for a deployment with a single tenant.
     Static(Slug),
+}
+
+impl Strategy {
+    /// [`Strategy::Host`] under a base domain, in whatever case, with or without a dot at either end.
+    #[must_use]
+    pub fn host(base_domain: &str) -> Self {
+        Self::Host { base_domain: base_domain.trim_matches('.').to_ascii_lowercase() }
+    }
 }
 
 /// Which strategy named the organisation; an extension of the request.
@@ -104,21 +113,16 @@ impl SourceConfig {
     }
 
     pub(crate) fn is_exempt(&self, path: &str) -> bool {
-        self.exempt.iter().any(|exempt| {
-            path.strip_prefix(exempt.trim_end_matches('/'))
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        self.exempt.iter().any(|exempt| match exempt.trim_end_matches('/') {
+            // The root alone: as a prefix it would be everything.
+            "" => path == "/",
+            exempt => path.strip_prefix(exempt).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
         })
     }
 
-    /// What the request says; the first strategy with an opinion.
-    pub(crate) fn look(&self, request: &Parts, peer: Option<IpAddr>) -> Verdict {
-        for strategy in &self.strategies {
-            match self.ask(strategy, request, peer) {
-                Verdict::Silent => {}
-                verdict => return verdict,
-            }
-        }
-        Verdict::Silent
+    /// What the request says, strategy by strategy; one is asked when the answer before it led nowhere.
+    pub(crate) fn verdicts(&self, request: &Parts, peer: Option<IpAddr>) -> impl Iterator<Item = Verdict> {
+        self.strategies.iter().map(move |strategy| self.ask(strategy, request, peer))
     }
 
     fn ask(&self, strategy: &Strategy, request: &Parts, peer: Option<IpAddr>) -> Verdict {
@@ -135,11 +139,23 @@ impl SourceConfig {
                 None => Verdict::Silent,
             },
             Strategy::CustomDomain => match host(request) {
-                Host::Name(name) => Verdict::Named(Named::Domain(name), ResolvedBy::CustomDomain, None),
+                Host::Name(name) if !self.is_ours(&name) => {
+                    Verdict::Named(Named::Domain(name), ResolvedBy::CustomDomain, None)
+                }
                 _ => Verdict::Silent,
             },
             Strategy::Static(slug) => named(slug.clone(), ResolvedBy::Static),
         }
+    }
+
+    /// Whether a host is a base domain of ours or under one: nobody can claim it as a host of their own.
+    fn is_ours(&self, host: &str) -> bool {
+        self.strategies.iter().any(|strategy| match strategy {
+            Strategy::Host { base_domain } => {
+                base_domain == host || !matches!(under(base_domain, host), Verdict::Silent)
+            }
+            _ => false,
+        })
     }
 
     fn by_header(&self, name: &HeaderName, headers: &HeaderMap, peer: Option<IpAddr>) -> Verdict {
@@ -306,7 +322,8 @@ mod tests {
             request = request.header(*name, *value);
         }
         let (parts, ()) = request.body(()).expect("a request").into_parts();
-        config.look(&parts, Some(peer.parse().expect("an address")))
+        let verdicts = config.verdicts(&parts, Some(peer.parse().expect("an address")));
+        verdicts.into_iter().find(|verdict| *verdict != Verdict::Silent).unwrap_or(Verdict::Silent)
     }
 
     fn slug(text: &str) -> Named {
@@ -316,7 +333,7 @@ mod tests {
     /// K1, K2: every form of host has its verdict.
     #[test]
     fn every_form_of_host_has_its_verdict() {
-        let config = config(vec![Strategy::Host { base_domain: "example.com".into() }]);
+        let config = config(vec![Strategy::host("Example.com.")]);
         let by_host = |host: &str| look(&config, "/", &[("host", host)], "192.0.2.1");
         for host in [
             "acme.example.com",
@@ -410,7 +427,7 @@ mod tests {
     /// K1: exempt paths match whole segments.
     #[test]
     fn exempt_paths_match_whole_segments() {
-        let config = config(vec![]).exempting("/healthz").exempting("/admin/");
+        let config = config(vec![]).exempting("/healthz").exempting("/admin/").exempting("/");
         for (path, exempt) in [
             ("/healthz", true),
             ("/healthz/", true),
@@ -419,6 +436,9 @@ mod tests {
             ("/x/healthz", false),
             ("/admin", true),
             ("/administrator", false),
+            ("/", true),
+            ("/v1/org", false),
+            ("//", false),
         ] {
             assert_eq!(config.is_exempt(path), exempt, "{path}");
         }

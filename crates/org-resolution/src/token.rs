@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cache_core::{CacheError, Clock, LockError, Locks, Scope, UserId};
+use cache_core::{CacheError, Clock, LockError, LockOptions, Locks, Scope, UserId};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -19,6 +19,7 @@ use tenant_cache::{Caches, NegativeTier, TenantCache};
 
 use crate::org::OrgId;
 use crate::rejection::{Problem, RETRY_LATER};
+use crate::resolver::LOOKUP_TIMEOUT;
 use crate::secret::lengths;
 
 /// The longest token, in bytes. A longer one is refused without being looked at.
@@ -224,6 +225,7 @@ impl TokenService {
             .negative_tier(NegativeTier::Near)
             .capacity(10_000)
             .negative_capacity(10_000)
+            .timeout(LOOKUP_TIMEOUT)
             // Only a look-up brings the token along; the digest alone names nothing.
             .load(|_: TokenDigest| async { Ok::<_, TokenError>(None) })?;
         Ok(Self { tokens, validator, policy, clock })
@@ -256,6 +258,17 @@ impl TokenService {
         Ok(found)
     }
 
+    /// Whether memory holds this token as a valid one: it was presented here lately, and not revoked since.
+    /// Asks nobody.
+    #[must_use]
+    pub fn knows(&self, org: &OrgId, token: &SecretString) -> bool {
+        if token.expose_secret().len() > MAX_TOKEN_BYTES {
+            return false;
+        }
+        let known = self.tokens.peek(&TokenDigest::of(org, &self.policy.audience, token));
+        matches!(known, Ok(Some(known)) if known.org == *org && known.expires_at > self.clock.unix_ms())
+    }
+
     /// Forgets a token that was revoked. After `Ok` this instance does not accept it, and the others stop
     /// within the staleness bound of the bus. Call it after the revocation was committed.
     ///
@@ -273,7 +286,10 @@ impl TokenService {
 }
 
 /// Refreshes one session's token once at a time across the fleet: looks, and if it is stale takes the lock,
-/// looks again, and only then refreshes.
+/// looks again, and only then refreshes. Waits at most 10 s for the lock; what `refresh` asks needs a deadline of
+/// its own.
+///
+/// The lock is named by a digest of the session: a session's id can be a credential.
 ///
 /// # Errors
 /// Those of the lock, or of `look` and `refresh`.
@@ -292,8 +308,8 @@ where
     if let Some(current) = look().await? {
         return Ok(current);
     }
-    let guard =
-        locks.acquire(&format!("token-refresh/{session}"), &cache_core::LockOptions::default()).await?;
+    let session = TokenDigest(Sha256::digest(session).into());
+    let guard = locks.acquire(&format!("token-refresh/{session}"), &LockOptions::default()).await?;
     let work = async {
         match look().await? {
             Some(current) => Ok(current),
