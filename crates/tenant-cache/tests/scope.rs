@@ -1,5 +1,7 @@
 //! Whose entry it is.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use cache_core::{CacheError, RequestContext, Scope};
