@@ -440,3 +440,46 @@ async fn a_stopping_server_is_not_ready_and_still_answers() {
     assert_eq!(server.get("/readyz").send().await.is(503).body["status"], "stopping");
     server.org("acme").await.is(200);
 }
+
+/// K3, SE1: a reader who takes the old state into memory between the first invalidation and the commit does not
+/// keep it: the one after the commit is what counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_read_during_a_change_is_not_kept() {
+    use org_server::store::StoreError;
+    let server = TestServer::start().await;
+    server.org("acme").await.is(200);
+    let published = || server.state.app().caches().bus().state().published;
+    // Another writer holds the database, so that the change waits between its invalidation and its commit.
+    let (entered, enter) = tokio::sync::oneshot::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let store = server.state.store().clone();
+    let holder = tokio::spawn(async move {
+        store
+            .put_org::<StoreError>("globex", move |before| {
+                entered.send(()).expect("the test waits");
+                released.recv().expect("the test releases");
+                Ok(before.expect("in the sample").clone())
+            })
+            .await
+    });
+    enter.await.expect("the holder is in");
+    let before = published();
+    let change = server.put_org("acme", json!({ "name": "New" }));
+    let reading = async {
+        crate::common::eventually("the first invalidation was published", || async {
+            published() >= before + 2
+        })
+        .await;
+        crate::common::eventually("the old state is in memory again", || async {
+            let seen = server.org("acme").await;
+            assert_eq!(seen.is(200).body["name"], "Acme Corporation", "not committed yet");
+            seen.header("cache-status") == "near; hit"
+        })
+        .await;
+        release.send(()).expect("the holder waits");
+    };
+    let (changed, ()) = tokio::join!(change, reading);
+    changed.is(200);
+    holder.await.expect("no panic").expect("stored");
+    assert_eq!(server.org("acme").await.is(200).body["name"], "New");
+}
