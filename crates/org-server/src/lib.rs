@@ -13,14 +13,12 @@
 //! | organisations from a file | [`import`] |
 //! | the database | [`store`] |
 //! | what the first start makes | [`first_start`] |
-//! | rate limits at the door | [`limits`] |
 //! | logs and metrics | [`telemetry`] |
 
 pub mod cli;
 pub mod draft;
 pub mod first_start;
 pub mod import;
-pub mod limits;
 pub mod orgs;
 pub mod routes;
 pub mod run;

@@ -22,12 +22,14 @@ pub mod door;
 pub mod health;
 pub mod v1;
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post, put};
 use http::HeaderName;
-use org_resolution::{OrgLayer, SourceConfig, Strategy, TokenLayer};
+use org_resolution::{OrgLayer, RateLimitLayer, SourceConfig, Strategy, TokenLayer};
 use tower::Layer;
 
 use crate::settings::ServerSettings;
@@ -61,23 +63,24 @@ pub fn router(state: AppState, settings: &ServerSettings) -> Router {
 }
 
 fn v1_routes(state: &AppState) -> Router<AppState> {
-    let (limits, quota) = (state.app().rate_limiter(), state.app().quotas().auth.clone());
-    let tokens = TokenLayer::new(state.orgs().token_service().clone()).limiting_failures(limits, quota);
-    Router::new()
-        .route("/org", get(v1::org))
-        .route("/me", get(v1::me).layer(tokens))
-        .fallback(door::not_found)
-        .layer(from_fn_with_state(state.clone(), v1::limited))
+    let (limits, quotas) = (state.app().rate_limiter(), state.app().quotas());
+    let limited = RateLimitLayer::new(Arc::clone(&limits), quotas.api.clone());
+    let tokens = TokenLayer::new(state.orgs().token_service().clone());
+    let tokens = tokens.limiting_failures(limits, quotas.auth.clone());
+    // The token first: those who have one are counted by user.
+    let users = Router::new().route("/me", get(v1::me)).layer(limited.clone()).layer(tokens);
+    Router::new().route("/org", get(v1::org)).fallback(door::not_found).layer(limited).merge(users)
 }
 
 fn admin_routes(state: &AppState) -> Router<AppState> {
+    let (limits, quotas) = (state.app().rate_limiter(), state.app().quotas());
     let writes = Router::new()
         .route("/orgs/{slug}", put(admin_orgs::put).delete(admin_orgs::remove))
         .route("/orgs/{slug}/rename", post(admin_orgs::rename))
         .route("/orgs/{slug}/tokens", post(admin_orgs::make_token))
         .route("/orgs/{slug}/tokens/{id}", delete(admin_orgs::revoke_token))
         .route("/cache/invalidate", post(admin_cache::invalidate))
-        .route_layer(from_fn_with_state(state.clone(), admin_auth::limited));
+        .route_layer(RateLimitLayer::new(limits, quotas.mutation.clone()));
     Router::new()
         .route("/orgs", get(admin_orgs::list))
         .route("/cache", get(admin_cache::report))

@@ -37,18 +37,23 @@ impl Orgs {
     /// # Cancel safety
     /// Not safe between the commit and the caches: run it to its end.
     pub async fn put(&self, slug: &Slug, draft: OrgDraft) -> Result<Changed, Problem> {
-        let store = &self.0.store;
-        self.forget_before(store.org_by_slug(slug.as_str()).await?, slug).await?;
-        let merge = |before: Option<&OrgRow>| {
-            let problems = draft.problems(before.is_none());
-            if !problems.is_empty() {
-                return Err(Problem::invalid_body(problems));
-            }
-            Ok(self.merge(before, None, slug, &draft)?)
+        let before = self.0.store.org_by_slug(slug.as_str()).await?;
+        check(&draft, before.is_none())?;
+        let intended = context(self.merge(before.as_ref(), None, slug, &draft)?)?;
+        let mut states = vec![intended];
+        states.extend(before.map(context).transpose()?);
+        // The record may have changed since it was read: what counts is what the transaction finds.
+        let commit = self.0.store.put_org(slug.as_str(), |before| {
+            check(&draft, before.is_none())?;
+            Ok::<_, Problem>(self.merge(before, None, slug, &draft)?)
+        });
+        let commit = async {
+            let written = commit.await?;
+            Ok((context(written.row)?, written.before.map(context).transpose()?))
         };
-        let written = store.put_org(slug.as_str(), merge).await?;
-        let (org, before) = (context(written.row)?, written.before.map(context).transpose()?);
-        let told = self.forget_after(&org, before.as_ref()).await;
+        let ((org, before), told) = self
+            .around(states, commit, |(org, before)| before.iter().chain([org]).cloned().collect())
+            .await?;
         Ok(Changed { org, is_new: before.is_none(), told })
     }
 
@@ -62,10 +67,12 @@ impl Orgs {
     pub async fn rename(&self, slug: &Slug, to: &Slug) -> Result<Changed, Problem> {
         let before = self.0.store.org_by_slug(slug.as_str()).await?.ok_or_else(Problem::org_not_found)?;
         let before = context(before)?;
-        told("an organisation about to be renamed", &self.0.resolver.forget(&[&before]).await);
-        let row = self.0.store.rename_org(slug.as_str(), to.as_str()).await?;
-        let org = context(row.ok_or_else(Problem::org_not_found)?)?;
-        let told = self.forget_after(&org, Some(&before)).await;
+        let intended = OrgContext { slug: to.clone(), ..before.clone() };
+        let commit = async {
+            let row = self.0.store.rename_org(slug.as_str(), to.as_str()).await?;
+            Ok(context(row.ok_or_else(Problem::org_not_found)?)?)
+        };
+        let (org, told) = self.around(vec![before, intended], commit, |org| vec![org.clone()]).await?;
         Ok(Changed { org, is_new: false, told })
     }
 
@@ -77,10 +84,12 @@ impl Orgs {
     /// # Cancel safety
     /// As [`put`](Self::put).
     pub async fn remove(&self, slug: &Slug) -> Result<Changed, Problem> {
-        self.forget_before(self.0.store.org_by_slug(slug.as_str()).await?, slug).await?;
-        let removed = self.0.store.delete_org(slug.as_str()).await?;
-        let org = context(removed.ok_or_else(Problem::org_not_found)?)?;
-        let told = self.forget_after(&org, None).await;
+        let before = self.0.store.org_by_slug(slug.as_str()).await?.ok_or_else(Problem::org_not_found)?;
+        let commit = async {
+            let removed = self.0.store.delete_org(slug.as_str()).await?;
+            Ok(context(removed.ok_or_else(Problem::org_not_found)?)?)
+        };
+        let (org, told) = self.around(vec![context(before)?], commit, |org| vec![org.clone()]).await?;
         Ok(Changed { org, is_new: false, told })
     }
 
@@ -116,14 +125,15 @@ impl Orgs {
             states.push(context(row.clone()).map_err(at)?);
             rows.push(row);
         }
-        self.0.store.import_orgs(&rows).await.map_err(|(at, source)| {
+        let imported = self.0.store.import_orgs(&rows).await;
+        // Also when it failed: a commit whose answer was lost may have taken place.
+        for states in states.chunks(FORGET_AT_ONCE) {
+            self.forget("imported organisations", states).await;
+        }
+        imported.map_err(|(at, source)| {
             let position = records.get(at).map_or(Position { index: at, line: 0 }, |(position, _)| *position);
             ImportError::Store { position, source }
         })?;
-        for states in states.chunks(FORGET_AT_ONCE) {
-            let states: Vec<&OrgContext> = states.iter().collect();
-            told("imported organisations", &self.0.resolver.forget(&states).await);
-        }
         Ok(rows.len())
     }
 
@@ -172,19 +182,32 @@ impl Orgs {
         }
     }
 
-    async fn forget_before(&self, row: Option<OrgRow>, slug: &Slug) -> Result<(), Problem> {
-        let forgotten = match row.map(context).transpose()? {
-            Some(org) => self.0.resolver.forget(&[&org]).await,
-            None => self.0.resolver.forget_slug(slug).await,
-        };
-        told("an organisation about to change", &forgotten);
-        Ok(())
+    /// Runs a change between two invalidations. What it was and shall be is forgotten before the commit; after it
+    /// also what the commit found and left (`found`), and all of it too when the commit failed, since one whose
+    /// answer was lost may have taken place. Answers with the change whether every server was told.
+    async fn around<T>(
+        &self,
+        mut states: Vec<OrgContext>,
+        commit: impl Future<Output = Result<T, Problem>>,
+        found: impl FnOnce(&T) -> Vec<OrgContext>,
+    ) -> Result<(T, bool), Problem> {
+        self.forget("an organisation about to change", &states).await;
+        let committed = commit.await;
+        states.extend(committed.as_ref().map(found).unwrap_or_default());
+        let told = self.forget("a changed organisation", &states).await;
+        Ok((committed?, told))
     }
 
-    async fn forget_after(&self, org: &OrgContext, before: Option<&OrgContext>) -> bool {
-        let states: Vec<&OrgContext> = before.into_iter().chain([org]).collect();
-        told("a changed organisation", &self.0.resolver.forget(&states).await)
+    async fn forget(&self, what: &'static str, states: &[OrgContext]) -> bool {
+        let states: Vec<&OrgContext> = states.iter().collect();
+        // Boxed: three invalidations at once are a large future, held by every change twice.
+        told(what, &Box::pin(self.0.resolver.forget(&states)).await)
     }
+}
+
+fn check(draft: &OrgDraft, is_new: bool) -> Result<(), Problem> {
+    let problems = draft.problems(is_new);
+    if problems.is_empty() { Ok(()) } else { Err(Problem::invalid_body(problems)) }
 }
 
 /// The change is committed whatever the caches say: their failure is logged, repeated by the bus, and told to

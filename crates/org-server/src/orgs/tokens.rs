@@ -113,9 +113,14 @@ impl Orgs {
     /// Not safe between the commit and the caches: run it to its end.
     pub async fn revoke_token(&self, slug: &Slug, id: &str) -> Result<bool, Problem> {
         let org = self.0.store.org_by_slug(slug.as_str()).await?.ok_or_else(Problem::org_not_found)?;
-        let row = self.0.store.delete_token(&org.id, id).await?.ok_or_else(|| Problem::not_found("token"))?;
+        let gone = || Problem::not_found("token");
+        let row = self.0.store.token(&org.id, id).await?.ok_or_else(gone)?;
+        let deleted = self.0.store.delete_token(&org.id, id).await;
+        // Also when it failed: a commit whose answer was lost may have taken place, and nobody could find out
+        // any more under what the token is cached.
         let told = self.0.tokens.revoke(&TokenDigest::from_bytes(row.cache_digest)).await;
-        Ok(super::provision::told("a revoked token", &told))
+        let told = super::provision::told("a revoked token", &told);
+        deleted?.map(|_| told).ok_or_else(gone)
     }
 }
 

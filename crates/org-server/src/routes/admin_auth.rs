@@ -5,17 +5,15 @@ use std::fmt;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use cache_core::RateLimitError;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::limits;
 use crate::state::AppState;
-use org_resolution::Problem;
 use org_resolution::layer::ClientIp;
+use org_resolution::{Problem, rate_limit};
 
 /// The admin token, known by its digest: comparing digests takes the same time wherever two tokens differ and
 /// however long they are.
@@ -53,37 +51,19 @@ pub async fn require(State(state): State<AppState>, request: Request, next: Next
     }
 }
 
-/// Limits writes by preset `mutation`, by client.
-pub async fn limited(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    let (limits, quota) = (state.app().rate_limiter(), &state.app().quotas().mutation);
-    let key = client_key(&request);
-    match limits::check(&*limits, quota, &key).await {
-        Err(error) => Problem::from(error).into_response(),
-        Ok(decision) => {
-            let mut response = match decision.into_result() {
-                Ok(_) => next.run(request).await,
-                Err(refused) => Problem::from(RateLimitError::from(refused)).into_response(),
-            };
-            limits::describe(&mut response, quota, &decision);
-            response
-        }
-    }
-}
-
 async fn authorize(state: &AppState, token: Option<SecretString>, key: String) -> Result<(), Problem> {
     let token = token.ok_or_else(Problem::unauthorized)?;
     if state.admin().is(token.expose_secret()) {
         return Ok(());
     }
     let (limits, quota) = (state.app().rate_limiter(), &state.app().quotas().auth);
-    limits::check(&*limits, quota, &key).await?.into_result().map_err(RateLimitError::from)?;
-    Err(Problem::invalid_token())
+    let decision = limits.check(quota, &key, quota.cost).await?;
+    if decision.allowed { Err(Problem::invalid_token()) } else { Err(rate_limit::refusal(quota, &decision)) }
 }
 
+/// Operators belong to no organisation: they are counted by client.
 fn client_key(request: &Request) -> String {
-    let client = request.extensions().get::<ClientIp>().map(|client| client.0);
-    // No organisation's id begins with a colon unescaped, so this is none of theirs.
-    format!(":admin:{}", limits::key_of("", None, client))
+    rate_limit::key_of(None, None, request.extensions().get::<ClientIp>().map(|client| client.0))
 }
 
 /// The token of an `Authorization: Bearer …` header.

@@ -77,6 +77,25 @@ impl Store {
         row.as_ref().map(read).transpose()
     }
 
+    /// The record of a token of an organisation by its id.
+    ///
+    /// # Errors
+    /// As [`token_by_digest`](Self::token_by_digest).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn token(&self, org_id: &str, id: &str) -> Result<Option<TokenRow>, StoreError> {
+        let query = sqlx::query(
+            "SELECT id, org_id, user_id, scopes, digest, cache_digest, expires_at FROM tokens \
+             WHERE id = $1 AND org_id = $2",
+        )
+        .bind(id)
+        .bind(org_id);
+        let row =
+            self.limited("look a token up", async { Ok(query.fetch_optional(&self.pool).await?) }).await?;
+        row.as_ref().map(read).transpose()
+    }
+
     /// Removes a token of an organisation; answers what it was, or `None` when there was none.
     ///
     /// # Errors

@@ -65,7 +65,9 @@ async fn the_far_tier_answers_what_memory_forgot() {
 async fn each_refusal_of_an_org_has_its_code() {
     let server = TestServer::start().await;
     server.get("/v1/org").send().await.is_problem(404, "org_unresolved");
-    server.get("/v1/org").host("127.0.0.1:8080").send().await.is_problem(404, "org_unresolved");
+    for host in ["127.0.0.1:8080", "localhost", "localhost:8080", "www.localhost", "example.org"] {
+        server.get("/v1/org").host(host).send().await.is_problem(404, "org_unresolved");
+    }
     server.org("nobody").await.is_problem(404, "org_not_found");
     server.org("-nobody").await.is_problem(404, "invalid_slug");
     server.get("/o/-nobody/v1/org").send().await.is_problem(400, "invalid_slug");
@@ -423,11 +425,11 @@ async fn master_keys_are_proved_and_rotate() {
 async fn a_custom_domain_names_its_org() {
     let server = TestServer::start().await;
     let at = || server.get("/v1/org").host("orgs.example.org:8080");
-    at().send().await.is_problem(404, "org_not_found");
+    at().send().await.is_problem(404, "org_unresolved");
     server.put_org("acme", json!({ "custom_domain": "orgs.example.org" })).await.is(200);
     assert_eq!(at().send().await.is(200).body["slug"], "acme");
     server.put_org("acme", json!({ "custom_domain": "" })).await.is(200);
-    at().send().await.is_problem(404, "org_not_found");
+    at().send().await.is_problem(404, "org_unresolved");
     server.put_org("globex", json!({ "custom_domain": "orgs.example.org" })).await.is(200);
     assert_eq!(at().send().await.is(200).body["slug"], "globex");
 }
