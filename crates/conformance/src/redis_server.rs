@@ -1,36 +1,46 @@
 //! Real Redis servers for tests: started on free ports, stopped by their process id.
 //!
-//! Nothing here touches a server it did not start. A server dies with the process that started it, even when
-//! that is killed: a shell between the two holds the server and waits for its own input to end.
+//! | you need | take |
+//! |---|---|
+//! | a server to share with other tests | [`RedisServer::shared_url`] |
+//! | a server to break | [`RedisServer::start`] |
+//! | a master, its replica and three sentinels | [`SentinelSet::start`] |
+//! | a cluster of three masters | [`ClusterSet::start`] |
+//!
+//! Nothing here touches a server it did not start. A server and its files go when its value is dropped, and also
+//! when the process that started it is killed. Calls block, for some milliseconds as a rule.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+mod cluster;
+mod process;
+mod sentinel;
+
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::resp::{self, Reply};
+use rand::Rng;
+
+pub use self::cluster::ClusterSet;
+use self::process::{CONFIGURATION, LOG, Process};
+pub use self::sentinel::{SentinelOptions, SentinelSet};
+use crate::resp::{Connection, Reply};
 
 /// The variable that names a server which is there already: `redis://127.0.0.1:PORT`.
 pub const SHARED_URL_VARIABLE: &str = "CONFORMANCE_REDIS_URL";
 
 const START_DEADLINE: Duration = Duration::from_secs(10);
-const HOLD: &str = r#""$@" </dev/null >"$REDIS_LOG" 2>&1 & echo $!; read -r _; kill -9 $! 2>/dev/null; wait"#;
+const TRIES: u32 = 5;
 
 /// A Redis server of this process. Stopped, and its files removed, when dropped.
 #[derive(Debug)]
 pub struct RedisServer {
     port: u16,
     folder: PathBuf,
-    options: Vec<String>,
-    running: Option<Running>,
-}
-
-#[derive(Debug)]
-struct Running {
-    shell: Child,
-    pid: u32,
+    arguments: &'static [&'static str],
+    password: Option<String>,
+    running: Option<Process>,
 }
 
 impl RedisServer {
@@ -43,26 +53,15 @@ impl RedisServer {
         Self::start_with(&[])
     }
 
-    /// A standalone server with further options, e.g. `["--maxmemory", "1mb"]`.
+    /// A standalone server with further options, e.g. `["--maxmemory", "1mb"]`. With
+    /// `["--requirepass", "…"]`, [`url`](Self::url) and [`command`](Self::command) carry the password; with
+    /// `["--appendonly", "yes"]`, [`restart_with_data`](Self::restart_with_data) finds every acknowledged write.
     ///
     /// # Panics
     /// As [`start`](Self::start).
     #[must_use]
     pub fn start_with(options: &[&str]) -> Self {
-        let mut last = io::Error::other("no port was free");
-        for _ in 0..5 {
-            let port = free_port();
-            let folder =
-                std::env::temp_dir().join(format!("conformance-redis-{}-{port}", std::process::id()));
-            std::fs::create_dir_all(&folder).expect("a temporary folder can be made");
-            let options = options.iter().map(|option| (*option).to_owned()).collect();
-            let mut server = Self { port, folder, options, running: None };
-            match server.launch() {
-                Ok(()) => return server,
-                Err(error) => last = error,
-            }
-        }
-        panic!("redis-server did not start: {last}");
+        Self::start_on_a_free_port(&[], |_| options.iter().map(|&option| option.to_owned()).collect())
     }
 
     /// The URL of a server that several tests share: the one named by [`SHARED_URL_VARIABLE`], or else one that
@@ -76,10 +75,17 @@ impl RedisServer {
         std::env::var(SHARED_URL_VARIABLE).unwrap_or_else(|_| OWN.get_or_init(Self::start).url())
     }
 
-    /// `redis://127.0.0.1:PORT`.
+    /// `redis://127.0.0.1:PORT`, with the password if there is one.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        let password = self.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
+        format!("redis://{password}{}", self.address())
+    }
+
+    /// The port it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Where it listens.
@@ -93,7 +99,25 @@ impl RedisServer {
     /// # Panics
     /// When the server does not answer.
     pub fn command(&self, words: &[&str]) -> Reply {
-        resp::command(self.address(), words).expect("the server answers")
+        self.connect().call(words).expect("the server answers")
+    }
+
+    /// A connection to keep, e.g. for `MONITOR` or `SUBSCRIBE`; already authenticated.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    #[must_use]
+    pub fn connect(&self) -> Connection {
+        self.try_connect(Duration::from_secs(5)).expect("the server answers")
+    }
+
+    /// One line of `INFO`, e.g. `info("replication", "role")`.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    #[must_use]
+    pub fn info(&self, section: &str, field: &str) -> Option<String> {
+        field_of(&self.command(&["INFO", section]), field)
     }
 
     /// `kill -9`.
@@ -101,18 +125,27 @@ impl RedisServer {
     /// # Panics
     /// When it is not running.
     pub fn kill(&mut self) {
-        let running = self.running.take().expect("the server is running");
-        running.end();
+        self.running.take().expect("the server is running").end();
     }
 
-    /// Starts it again on the same port, empty.
+    /// Starts it again on the same port, empty; kills it before when it runs.
     ///
     /// # Panics
     /// When it does not start.
     pub fn restart(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.end();
-        }
+        self.end();
+        let _ = std::fs::remove_file(self.folder.join("dump.rdb"));
+        let _ = std::fs::remove_dir_all(self.folder.join("appendonlydir"));
+        self.launch().expect("the server starts again");
+    }
+
+    /// Starts it again on the same port with what is in its files: all writes when it was started with
+    /// `--appendonly yes`, those until the last `SAVE` otherwise. Kills it before when it runs.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn restart_with_data(&mut self) {
+        self.end();
         self.launch().expect("the server starts again");
     }
 
@@ -132,91 +165,158 @@ impl RedisServer {
         self.signal("CONT");
     }
 
-    fn signal(&self, signal: &str) {
-        let pid = self.running.as_ref().expect("the server is running").pid;
-        send_signal(pid, signal);
+    /// Whether it was started and not killed since.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    fn signal(&self, name: &str) {
+        self.running.as_ref().expect("the server is running").signal(name);
+    }
+
+    /// A server whose options may depend on its port. `arguments` come after the configuration's name.
+    fn start_on_a_free_port(
+        arguments: &'static [&'static str],
+        options: impl Fn(u16) -> Vec<String>,
+    ) -> Self {
+        let mut last = io::Error::other("no port was free");
+        for _ in 0..TRIES {
+            let port = free_port();
+            match Self::start_on(port, arguments, &options(port)) {
+                Ok(server) => return server,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => panic!("{error}"),
+                Err(error) => last = error,
+            }
+        }
+        panic!("redis-server did not start in {TRIES} tries: {last}");
+    }
+
+    fn start_on(port: u16, arguments: &'static [&'static str], options: &[String]) -> io::Result<Self> {
+        let random: u64 = rand::rng().random();
+        let folder = std::env::temp_dir().join(format!("conformance-redis-{port}-{random:016x}"));
+        std::fs::create_dir(&folder)?;
+        let password = options.iter().position(|option| option == "--requirepass");
+        let password = password.and_then(|at| options.get(at + 1)).cloned();
+        // From here on the folder goes with the server.
+        let mut server = Self { port, folder, arguments, password, running: None };
+        std::fs::write(server.folder.join(CONFIGURATION), configuration(port, &server.folder, options))?;
+        server.launch()?;
+        Ok(server)
     }
 
     fn launch(&mut self) -> io::Result<()> {
-        let port = self.port.to_string();
-        let folder = self.folder.to_string_lossy().into_owned();
-        let log = self.folder.join("redis.log");
-        let mut shell = Command::new("sh")
-            .args(["-c", HOLD, "sh", redis_server_program()?, "--port", &port, "--bind", "127.0.0.1"])
-            .args(["--dir", &folder, "--save", "", "--appendonly", "no"])
-            .args(&self.options)
-            .env("REDIS_LOG", &log)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut pid = String::new();
-        let out = shell.stdout.take().ok_or_else(|| io::Error::other("the shell has no output"))?;
-        BufReader::new(out).read_line(&mut pid)?;
-        let pid = pid.trim().parse().map_err(io::Error::other)?;
-        self.running = Some(Running { shell, pid });
-        self.wait_until_ready(&log)
+        self.running = Some(Process::start(&self.folder, self.arguments)?);
+        let ready = self.wait_until_ready();
+        if ready.is_err() {
+            self.end();
+        }
+        ready
     }
 
-    fn wait_until_ready(&mut self, log: &Path) -> io::Result<()> {
-        let started = Instant::now();
-        while started.elapsed() < START_DEADLINE {
-            // Asked for its process id, lest another server on the port be taken for ours.
-            if let Ok(Reply::Bulk(info)) = resp::command(self.address(), &["INFO", "server"])
-                && let Some(running) = &self.running
-                && String::from_utf8_lossy(&info).contains(&format!("process_id:{}\r", running.pid))
-            {
-                return Ok(());
-            }
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
+    fn end(&mut self) {
         if let Some(running) = self.running.take() {
             running.end();
         }
-        let mut text = String::new();
-        let _ = std::fs::File::open(log).and_then(|mut file| file.read_to_string(&mut text));
-        Err(io::Error::other(format!("not ready within {START_DEADLINE:?}; its log:\n{text}")))
+    }
+
+    fn wait_until_ready(&self) -> io::Result<()> {
+        let mut verdict = Err("no answer".to_owned());
+        let decided = poll(START_DEADLINE, || {
+            verdict = self.is_ready();
+            verdict.is_ok() || self.has_given_up()
+        });
+        match verdict {
+            Ok(()) if decided => Ok(()),
+            verdict => {
+                let (verdict, log) = (verdict.err().unwrap_or_default(), self.log());
+                Err(io::Error::other(format!("not ready within {START_DEADLINE:?} ({verdict}):\n{log}")))
+            }
+        }
+    }
+
+    fn is_ready(&self) -> Result<(), String> {
+        let mut connection = self.try_connect(START_DEADLINE).map_err(|error| error.to_string())?;
+        let info = connection.call(&["INFO", "server"]).map_err(|error| error.to_string())?;
+        // Asked for its process id, lest another server on the port be taken for ours.
+        let ours = self.running.as_ref().map(|running| running.pid().to_string());
+        if field_of(&info, "process_id") != ours {
+            return Err(format!("an answer that is not ours: {info:?}"));
+        }
+        match connection.call(&["PING"]) {
+            Ok(Reply::Simple(_)) => Ok(()),
+            other => Err(format!("PING is answered by {other:?}")),
+        }
+    }
+
+    fn try_connect(&self, limit: Duration) -> io::Result<Connection> {
+        let mut connection = Connection::open(self.address(), limit)?;
+        if let Some(password) = &self.password {
+            connection.call(&["AUTH", password])?;
+        }
+        Ok(connection)
+    }
+
+    fn has_given_up(&self) -> bool {
+        let log = self.log();
+        log.contains("Failed listening on port") || log.contains("FATAL CONFIG FILE ERROR")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join(LOG)).unwrap_or_default()
     }
 }
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.end();
-        }
+        self.end();
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
-impl Running {
-    fn end(mut self) {
-        send_signal(self.pid, "KILL");
-        if let Some(mut stdin) = self.shell.stdin.take() {
-            let _ = stdin.write_all(b"\n");
+/// The text of a configuration; later options win.
+fn configuration(port: u16, folder: &Path, options: &[String]) -> String {
+    let port = port.to_string();
+    let folder = folder.to_string_lossy();
+    let base = ["--port", &port, "--bind", "127.0.0.1", "--dir", &folder, "--save", "", "--appendonly", "no"];
+    let mut text = String::new();
+    for word in base.into_iter().chain(options.iter().map(String::as_str)) {
+        match word.strip_prefix("--") {
+            Some(name) => text.push_str(&format!("\n{name}")),
+            None => text.push_str(&format!(" \"{}\"", word.replace('\\', "\\\\").replace('"', "\\\""))),
         }
-        let _ = self.shell.wait();
     }
+    text + "\n"
 }
 
-fn send_signal(pid: u32, signal: &str) {
-    let sent =
-        Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).stderr(Stdio::null()).status();
-    sent.expect("`kill` can be run");
-}
-
-fn redis_server_program() -> io::Result<&'static str> {
-    let there = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
-    match there {
-        Ok(status) if status.success() => Ok("redis-server"),
-        _ => Err(io::Error::other(
-            "`redis-server` is not on the PATH; install it (Debian: `apt-get install redis-server`, \
-             macOS: `brew install redis`) or run `cargo xtask test`, which does",
-        )),
-    }
-}
-
+/// Outside of the range from which the system hands out ports by itself: a server that is killed for a while
+/// then finds its port still free when it comes back.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port can be bound");
-    listener.local_addr().expect("a bound socket has an address").port()
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut random = rand::rng();
+    let port = std::iter::repeat_with(|| random.random_range(15_000..32_000)).take(1_000).find(free);
+    port.expect("a port is free")
+}
+
+/// Asks again and again until the answer is yes; false when it was not within the limit.
+fn poll(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let started = Instant::now();
+    loop {
+        if condition() {
+            return true;
+        }
+        if started.elapsed() > limit {
+            return false;
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// A line `field:value` of a report such as `INFO`.
+fn field_of(report: &Reply, field: &str) -> Option<String> {
+    let text = report.text()?;
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    lines.into_iter().find(|(name, _)| *name == field).map(|(_, value)| value.trim().to_owned())
 }
 
 /// Whether anything accepts connections at an address.
@@ -226,30 +326,4 @@ pub fn answers(address: SocketAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_starts_answers_dies_and_starts_again() {
-        let mut server = RedisServer::start();
-        assert_eq!(server.command(&["SET", "k", "v"]), Reply::Simple("OK".into()));
-        assert_eq!(server.command(&["GET", "k"]), Reply::Bulk(b"v".to_vec()));
-        server.kill();
-        assert!(!answers(server.address()));
-        server.restart();
-        assert_eq!(server.command(&["GET", "k"]), Reply::Nil, "it starts empty");
-        server.pause();
-        assert!(resp::command_within(server.address(), &["PING"], Duration::from_millis(200)).is_err());
-        server.resume();
-        assert_eq!(server.command(&["PING"]), Reply::Simple("PONG".into()));
-    }
-
-    #[test]
-    fn a_dropped_server_leaves_nothing() {
-        let server = RedisServer::start();
-        let (address, folder) = (server.address(), server.folder.clone());
-        drop(server);
-        assert!(!answers(address));
-        assert!(!folder.exists());
-    }
-}
+mod tests;
