@@ -1,5 +1,6 @@
 //! Starting, answering, stopping.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use crate::settings::ServerSettings;
 use crate::state::{AppState, StateParts};
 use crate::store::{Store, StoreError, StorePolicy};
 use crate::telemetry;
+
+/// Between two upkeeps of the metrics.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// Why the server did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +95,7 @@ impl Server {
             admin: AdminToken::new(&admin_token),
             metrics,
             request_timeout: settings.request_timeout,
+            max_requests: settings.max_requests,
         };
         let mut server = Self { listener, state: AppState::new(parts), settings, greeting };
         server.greet().await?;
@@ -141,6 +146,7 @@ impl Server {
                 tracing::warn!(?limit, "requests were still in flight after the time to stop");
                 Ok(())
             }
+            never = upkeep(&state) => match never {},
         };
         state.finish(limit).await;
         tracing::info!("stopped");
@@ -156,6 +162,15 @@ impl Server {
             self.greeting.push(format!("try: curl -H 'Host: {host}' http://{address}/v1/org"));
         }
         Ok(())
+    }
+}
+
+/// Sorts what histograms were told into their buckets: until then each observation takes up memory, and nobody
+/// may ever ask for the metrics.
+async fn upkeep(state: &AppState) -> Infallible {
+    loop {
+        tokio::time::sleep(UPKEEP_EVERY).await;
+        state.metrics().run_upkeep();
     }
 }
 

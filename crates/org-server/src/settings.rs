@@ -14,8 +14,8 @@ use secrecy::{ExposeSecret, SecretString};
 pub const DEFAULT_DATABASE_URL: &str = "sqlite://data/orgs.db?mode=rwc";
 /// Where the server listens unless told otherwise: reachable from this machine alone.
 pub const DEFAULT_BIND_ADDR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
-/// The shortest admin token, in bytes: it guards everything, and can be tried over the network.
-pub const MIN_ADMIN_TOKEN_BYTES: usize = 16;
+/// An admin token under so many bytes is warned of: it guards everything, and can be tried over the network.
+pub const WEAK_ADMIN_TOKEN_BYTES: usize = 16;
 
 /// The settings of the server. `Debug` shows no secret, and is what is logged at the start.
 #[derive(Clone)]
@@ -36,6 +36,8 @@ pub struct ServerSettings {
     pub admin_token: Option<SecretString>,
     /// `REQUEST_TIMEOUT`: the longest a request may take. Default 10 s.
     pub request_timeout: Duration,
+    /// `MAX_REQUESTS`: how many requests are answered at once; one more gets 503. Default 4096.
+    pub max_requests: usize,
     /// `SHUTDOWN_TIMEOUT`: how long requests in flight may still take when the server is told to stop.
     /// Default 10 s.
     pub shutdown_timeout: Duration,
@@ -72,6 +74,11 @@ impl ServerSettings {
             master_key: source.secret("ORG_MASTER_KEY")?,
             admin_token: read_admin_token(source)?,
             request_timeout: duration("REQUEST_TIMEOUT", Duration::from_secs(10))?,
+            max_requests: source
+                .parsed("MAX_REQUESTS", "a number from 1 to 1000000", |text| {
+                    text.parse().ok().filter(|count| (1..=1_000_000).contains(count))
+                })?
+                .unwrap_or(4096),
             shutdown_timeout: duration("SHUTDOWN_TIMEOUT", Duration::from_secs(10))?,
             shutdown_delay: read_delay(source)?,
             app: AppSettings::read(source)?,
@@ -102,6 +109,7 @@ impl fmt::Debug for ServerSettings {
             .field("master_key", &given(&self.master_key))
             .field("admin_token", &given(&self.admin_token))
             .field("request_timeout", &self.request_timeout)
+            .field("max_requests", &self.max_requests)
             .field("shutdown_timeout", &self.shutdown_timeout)
             .field("shutdown_delay", &self.shutdown_delay)
             .field("app", &self.app)
@@ -126,18 +134,14 @@ fn read_base_domain(source: &dyn SettingService) -> Result<String, SettingError>
 
 fn read_admin_token(source: &dyn SettingService) -> Result<Option<SecretString>, SettingError> {
     let token = source.secret("ADMIN_TOKEN")?;
-    let strong = |token: &SecretString| {
-        let token = token.expose_secret();
-        token.len() >= MIN_ADMIN_TOKEN_BYTES && token.bytes().all(|b| b.is_ascii_graphic())
-    };
-    match token {
-        Some(token) if !strong(&token) => Err(SettingError::invalid(
-            "ADMIN_TOKEN",
-            None,
-            format!("at least {MIN_ADMIN_TOKEN_BYTES} visible ASCII characters without spaces"),
-        )),
-        token => Ok(token),
+    let sendable = |token: &SecretString| token.expose_secret().bytes().all(|b| b.is_ascii_graphic());
+    if token.as_ref().is_some_and(|token| !sendable(token)) {
+        return Err(SettingError::invalid("ADMIN_TOKEN", None, "visible ASCII characters without spaces"));
     }
+    if token.as_ref().is_some_and(|token| token.expose_secret().len() < WEAK_ADMIN_TOKEN_BYTES) {
+        tracing::warn!("ADMIN_TOKEN has fewer than {WEAK_ADMIN_TOKEN_BYTES} characters and can be guessed");
+    }
+    Ok(token)
 }
 
 #[cfg(test)]
@@ -167,9 +171,10 @@ mod tests {
             ("BIND_ADDR", "localhost"),
             ("BASE_DOMAIN", "http://example.com"),
             ("TRUSTED_PROXIES", "proxy.internal"),
-            ("ADMIN_TOKEN", "short"),
+            ("ADMIN_TOKEN", "two words"),
             ("REQUEST_TIMEOUT", "soon"),
             ("SHUTDOWN_TIMEOUT", "0"),
+            ("MAX_REQUESTS", "0"),
             ("CACHE_BACKEND", "disk"),
         ] {
             assert_eq!(read(&[(name, value)]).expect_err(name).setting(), name);
@@ -188,7 +193,7 @@ mod tests {
         .expect("valid");
         let shown = format!("{settings:?}");
         assert!(!shown.contains("hunter2"), "{shown}");
-        let error = read(&[("ADMIN_TOKEN", "hunter2")]).expect_err("too short");
+        let error = read(&[("ADMIN_TOKEN", "hunter2 hunter2")]).expect_err("cannot be sent");
         assert!(!format!("{error}{error:?}").contains("hunter2"));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use app_builder::AppService;
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::orgs::Orgs;
@@ -20,6 +21,7 @@ pub struct AppState(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     parts: StateParts,
+    places: Semaphore,
     work: TaskTracker,
     stopping: AtomicBool,
 }
@@ -39,13 +41,16 @@ pub struct StateParts {
     pub metrics: PrometheusHandle,
     /// The longest a request may take.
     pub request_timeout: Duration,
+    /// How many requests are answered at once.
+    pub max_requests: usize,
 }
 
 impl AppState {
     /// Shares these parts.
     #[must_use]
     pub fn new(parts: StateParts) -> Self {
-        let shared = Shared { parts, work: TaskTracker::new(), stopping: AtomicBool::new(false) };
+        let places = Semaphore::new(parts.max_requests);
+        let shared = Shared { parts, places, work: TaskTracker::new(), stopping: AtomicBool::new(false) };
         Self(Arc::new(shared))
     }
 
@@ -83,6 +88,12 @@ impl AppState {
     #[must_use]
     pub fn request_timeout(&self) -> Duration {
         self.0.parts.request_timeout
+    }
+
+    /// The places of requests that are being answered.
+    #[must_use]
+    pub fn places(&self) -> &Semaphore {
+        &self.0.places
     }
 
     /// Runs work to its end, also when the client that asked for it goes away: between the commit of a change

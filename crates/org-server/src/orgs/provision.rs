@@ -48,7 +48,8 @@ impl Orgs {
             Ok::<_, Problem>(self.merge(before, None, slug, &draft)?)
         });
         let commit = async {
-            let written = commit.await?;
+            // Boxed: the statements of a transaction are a large future.
+            let written = Box::pin(commit).await?;
             Ok((context(written.row)?, written.before.map(context).transpose()?))
         };
         let ((org, before), told) = self

@@ -1,10 +1,14 @@
 //! Who may use `/admin`.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use cache_core::RateLimitError;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use secrecy::{ExposeSecret, SecretString};
@@ -12,23 +16,51 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::state::AppState;
+use org_resolution::Problem;
 use org_resolution::layer::ClientIp;
-use org_resolution::{Problem, rate_limit};
+use org_resolution::rate_limit::{key_of, refusal};
+
+/// How long a client that had the right token is remembered.
+const REMEMBER_FOR: Duration = Duration::from_secs(15 * 60);
+/// How many of them.
+const REMEMBER: usize = 256;
 
 /// The admin token, known by its digest: comparing digests takes the same time wherever two tokens differ and
 /// however long they are.
-#[derive(Clone)]
-pub struct AdminToken([u8; 32]);
+pub struct AdminToken {
+    digest: [u8; 32],
+    /// Clients that had it lately, and when.
+    lately: Mutex<HashMap<String, Instant>>,
+}
 
 impl AdminToken {
     /// Remembers a token.
     #[must_use]
     pub fn new(token: &SecretString) -> Self {
-        Self(digest(token.expose_secret()))
+        Self { digest: digest(token.expose_secret()), lately: Mutex::default() }
     }
 
     fn is(&self, token: &str) -> bool {
-        digest(token).ct_eq(&self.0).into()
+        digest(token).ct_eq(&self.digest).into()
+    }
+
+    fn had_it_lately(&self, client: &str) -> bool {
+        self.clients().get(client).is_some_and(|at| at.elapsed() < REMEMBER_FOR)
+    }
+
+    fn remember(&self, client: String) {
+        let mut clients = self.clients();
+        if clients.len() >= REMEMBER {
+            clients.retain(|_, at| at.elapsed() < REMEMBER_FOR);
+        }
+        // With as many operators at once nobody else is remembered, and nothing worse happens.
+        if clients.len() < REMEMBER || clients.contains_key(&client) {
+            clients.insert(client, Instant::now());
+        }
+    }
+
+    fn clients(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -40,9 +72,9 @@ impl fmt::Debug for AdminToken {
 
 /// Lets requests with the admin token pass.
 ///
-/// Failed attempts are limited by preset `auth`, by client. The right token passes whatever others at the same
-/// address did: nobody behind a shared proxy can lock the operator out, and no limit is what keeps a token of
-/// 16 and more characters from being guessed.
+/// Failed attempts are limited by preset `auth`, by client. After too many of them the right token is refused,
+/// too, so that nobody can go on guessing; except to a client that had it lately, so that somebody behind the
+/// same address cannot lock the operator out in the middle of the work.
 pub async fn require(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let token = bearer(request.headers()).map(SecretString::from);
     match authorize(&state, token, client_key(&request)).await {
@@ -51,19 +83,29 @@ pub async fn require(State(state): State<AppState>, request: Request, next: Next
     }
 }
 
-async fn authorize(state: &AppState, token: Option<SecretString>, key: String) -> Result<(), Problem> {
+async fn authorize(state: &AppState, token: Option<SecretString>, client: String) -> Result<(), Problem> {
     let token = token.ok_or_else(Problem::unauthorized)?;
-    if state.admin().is(token.expose_secret()) {
-        return Ok(());
-    }
     let (limits, quota) = (state.app().rate_limiter(), &state.app().quotas().auth);
-    let decision = limits.check(quota, &key, quota.cost).await?;
-    if decision.allowed { Err(Problem::invalid_token()) } else { Err(rate_limit::refusal(quota, &decision)) }
+    if !state.admin().is(token.expose_secret()) {
+        let decision = limits.check(quota, &client, quota.cost).await?;
+        let refused = if decision.allowed { Problem::invalid_token() } else { refusal(quota, &decision) };
+        return Err(refused);
+    }
+    if !state.admin().had_it_lately(&client) {
+        match limits.check(quota, &client, 0).await {
+            Ok(decision) if decision.remaining == 0 => return Err(refusal(quota, &decision)),
+            // Who has the right token must not depend on the store of a limit for those who have not.
+            Ok(_) | Err(RateLimitError::Unavailable { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    state.admin().remember(client);
+    Ok(())
 }
 
 /// Operators belong to no organisation: they are counted by client.
 fn client_key(request: &Request) -> String {
-    rate_limit::key_of(None, None, request.extensions().get::<ClientIp>().map(|client| client.0))
+    key_of(None, None, request.extensions().get::<ClientIp>().map(|client| client.0))
 }
 
 /// The token of an `Authorization: Bearer …` header.

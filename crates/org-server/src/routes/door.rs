@@ -11,8 +11,13 @@ use metrics::{counter, gauge, histogram};
 use crate::state::AppState;
 use org_resolution::rejection::{Problem, RETRY_LATER};
 
-/// Gives a request up after its time.
+/// Lets so many requests in at once, and gives each up after its time. One too many is told at once: queueing it
+/// would only make all of them late.
 pub async fn in_time(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    let Ok(_place) = state.places().try_acquire() else {
+        counter!("http_requests_turned_away_total").increment(1);
+        return Problem::unavailable("Too many requests are being answered.", RETRY_LATER).into_response();
+    };
     match tokio::time::timeout(state.request_timeout(), next.run(request)).await {
         Ok(response) => response,
         Err(_) => {

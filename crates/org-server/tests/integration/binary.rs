@@ -18,11 +18,11 @@ fn command(folder: &Folder, args: &[&str], settings: &[(&str, &str)]) -> Command
     command
 }
 
-fn run(folder: &Folder, args: &[&str], settings: &[(&str, &str)]) -> Output {
+pub(crate) fn run(folder: &Folder, args: &[&str], settings: &[(&str, &str)]) -> Output {
     command(folder, args, settings).output().expect("the binary runs")
 }
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
 }
 
@@ -148,7 +148,7 @@ fn a_bad_setting_is_named() {
         ("REDIS_ON_UNAVAILABLE", &[("REDIS_ON_UNAVAILABLE", "panic")]),
         ("CACHE_BACKEND", &[("CACHE_BACKEND", "redis")]),
         ("ORG_MASTER_KEY", &[("ORG_MASTER_KEY", "hunter2")]),
-        ("ADMIN_TOKEN", &[("ADMIN_TOKEN", "hunter2")]),
+        ("ADMIN_TOKEN", &[("ADMIN_TOKEN", "hunter2 hunter2")]),
         ("ADMIN_TOKEN", &[("ADMIN_TOKEN", "hunter2-hunter2-hunter2"), ("ADMIN_TOKEN_FILE", "token")]),
         ("ADMIN_TOKEN_FILE", &[("ADMIN_TOKEN_FILE", "not-there")]),
         ("TRUSTED_PROXIES", &[("TRUSTED_PROXIES", "proxy.internal")]),

@@ -8,7 +8,8 @@ use conformance::resp::Reply;
 use http::Method;
 use serde_json::json;
 
-use crate::common::{Folder, TestServer, eventually};
+use crate::binary;
+use crate::common::{Folder, MASTER_KEY, TestServer, eventually};
 
 /// Two servers, and what they share.
 struct Fleet {
@@ -119,6 +120,32 @@ async fn an_operator_makes_every_server_forget() {
         report.body["domains"]["org"]["evicted_invalidated"].as_u64() > Some(0)
     })
     .await;
+}
+
+/// L1, L3: what the commands change and invalidate is seen by running servers.
+#[tokio::test]
+async fn commands_reach_running_servers() {
+    let fleet = Fleet::start().await;
+    fleet.is_warm("acme").await;
+    let folder = Folder::new();
+    let (url, database) = (fleet.redis.url(), fleet.one.folder.database_url());
+    let settings = [("REDIS_URL", url.as_str()), ("DATABASE_URL", &database), ("ORG_MASTER_KEY", MASTER_KEY)];
+    let file = r#"[{"slug": "acme", "name": "Acme Imported"}]"#;
+    std::fs::write(folder.0.join("orgs.json"), file).expect("written");
+    let imported = binary::run(&folder, &["import", "orgs.json"], &settings);
+    assert!(imported.status.success(), "{}", binary::text(&imported));
+    for server in fleet.servers() {
+        eventually("the import is seen", || async {
+            server.org("acme").await.body["name"] == "Acme Imported"
+        })
+        .await;
+    }
+
+    fleet.is_warm("acme").await;
+    let invalidated = binary::run(&folder, &["invalidate", "org:acme"], &settings);
+    assert!(invalidated.status.success(), "{}", binary::text(&invalidated));
+    let status = fleet.one.org("acme").await;
+    assert_ne!(status.header("cache-status"), "far; hit", "the far tier has forgotten, too");
 }
 
 /// L3, J2: killing Redis degrades and a restart recovers, without a restart of the servers; a change made

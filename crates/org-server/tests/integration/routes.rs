@@ -323,7 +323,7 @@ async fn operators_make_caches_forget() {
 /// G1, G6: each preset limits its routes, says so on every answer, and refuses with `Retry-After`.
 #[tokio::test]
 async fn each_preset_limits_its_routes() {
-    let limits = [("RATE_LIMIT_API", "2/1h"), ("RATE_LIMIT_AUTH", "2/1h"), ("RATE_LIMIT_MUTATION", "10/1h")];
+    let limits = [("RATE_LIMIT_API", "2/1h"), ("RATE_LIMIT_AUTH", "2/1h")];
     let server = TestServer::start_with(&limits).await;
     let first = server.org("acme").await;
     assert_eq!(first.is(200).header("ratelimit-policy"), "\"api\";q=2;w=3600");
@@ -340,8 +340,22 @@ async fn each_preset_limits_its_routes() {
     wrong().send().await.is_problem(401, "invalid_token");
     wrong().send().await.is_problem(401, "invalid_token");
     wrong().send().await.is_problem(429, "rate_limited");
-    server.admin(Method::GET, "/admin/orgs").send().await.is(200);
+    // Nobody can go on guessing; other clients are not concerned.
+    server.admin(Method::GET, "/admin/orgs").send().await.is_problem(429, "rate_limited");
+    let elsewhere = |ip: &'static str| server.admin(Method::GET, "/admin/orgs").from(ip);
+    elsewhere("192.0.2.7").send().await.is(200);
+    // A client that had the right token lately is not locked out by others behind its address.
+    for _ in 0..3 {
+        wrong().from("192.0.2.7").send().await;
+    }
+    wrong().from("192.0.2.7").send().await.is_problem(429, "rate_limited");
+    elsewhere("192.0.2.7").send().await.is(200);
+}
 
+/// G1: writes of operators are limited by preset `mutation`, which costs five a write; reads are not.
+#[tokio::test]
+async fn writes_of_operators_are_limited() {
+    let server = TestServer::start_with(&[("RATE_LIMIT_MUTATION", "10/1h")]).await;
     let write = || server.put_org("acme", json!({ "plan": "pro" }));
     assert_eq!(write().await.is(200).header("ratelimit-policy"), "\"mutation\";q=10;w=3600");
     write().await.is(200);
@@ -432,6 +446,18 @@ async fn a_custom_domain_names_its_org() {
     at().send().await.is_problem(404, "org_unresolved");
     server.put_org("globex", json!({ "custom_domain": "orgs.example.org" })).await.is(200);
     assert_eq!(at().send().await.is(200).body["slug"], "globex");
+}
+
+/// L2: one request too many is turned away at once, and the next one is let in again.
+#[tokio::test]
+async fn one_request_too_many_is_turned_away() {
+    let server = TestServer::start_with(&[("MAX_REQUESTS", "1")]).await;
+    let place = server.state.places().try_acquire().expect("free");
+    let away = server.org("acme").await;
+    away.is_problem(503, "store_unavailable");
+    assert!(!away.header("retry-after").is_empty());
+    drop(place);
+    server.org("acme").await.is(200);
 }
 
 /// L4: from the moment it is told to stop the server is not ready, and still answers.
