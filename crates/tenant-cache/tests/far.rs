@@ -16,6 +16,7 @@ use cache_core::{
 use cache_moka::MokaCacheService;
 use support::{Origin, of, plain, versions, versions_with};
 use tenant_cache::{Caches, NegativeTier, Source, TenantCache};
+use tokio::sync::Semaphore;
 
 /// A far tier that counts what is asked of it, and can be made to fail.
 #[derive(Debug)]
@@ -24,17 +25,44 @@ struct Watched {
     reads: AtomicUsize,
     writes: AtomicUsize,
     broken: AtomicBool,
+    /// Holds answers of plain reads on their way back, after the store has given them.
+    slow: Semaphore,
+    held: AtomicUsize,
 }
 
 impl Watched {
     fn on(clock: Clock) -> Arc<Self> {
         let inner = MokaCacheService::builder().clock(clock).build().unwrap();
-        Arc::new(Self { inner, reads: 0.into(), writes: 0.into(), broken: false.into() })
+        let slow = Semaphore::new(Semaphore::MAX_PERMITS);
+        Arc::new(Self {
+            inner,
+            reads: 0.into(),
+            writes: 0.into(),
+            broken: false.into(),
+            slow,
+            held: 0.into(),
+        })
     }
 
     /// Reads and writes since the last time.
     fn taken(&self) -> (usize, usize) {
         (self.reads.swap(0, Ordering::SeqCst), self.writes.swap(0, Ordering::SeqCst))
+    }
+
+    /// From now on answers of plain reads wait for a [`let_answer`](Self::let_answer).
+    fn hold_answers(&self) {
+        self.slow.forget_permits(usize::MAX);
+        self.held.store(0, Ordering::SeqCst);
+    }
+
+    async fn answer_is_held(&self) {
+        while self.held.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn let_answer(&self) {
+        self.slow.add_permits(1_000);
     }
 
     fn set_broken(&self, broken: bool) {
@@ -54,7 +82,10 @@ impl Watched {
 impl CacheService for Watched {
     async fn get_bytes(&self, key: &str) -> Result<Option<Bytes>, CacheError> {
         self.count(&self.reads)?;
-        self.inner.get_bytes(key).await
+        let answer = self.inner.get_bytes(key).await;
+        self.held.fetch_add(1, Ordering::SeqCst);
+        self.slow.acquire().await.unwrap().forget();
+        answer
     }
 
     async fn get_many_bytes(&self, keys: &[&str]) -> Result<Vec<Option<Bytes>>, CacheError> {
@@ -475,4 +506,76 @@ async fn a_loader_is_retried_limited_and_stood_in_for() {
     assert_eq!(cache.lookup(&3).await.unwrap().source, Source::Fallback, "not cached");
     let error = cache.get(&9).await.unwrap_err();
     assert!(error.to_string().contains("never"), "{error}");
+}
+
+/// SE8: a far value that is on its way when it is invalidated does not get into memory, whoever invalidates, and
+/// by whichever kind of message; its own reader came before.
+#[tokio::test]
+async fn a_promotion_overtaken_by_an_invalidation_is_not_kept() {
+    for how in ["key", "many", "insert", "all", "clear", "prefix", "flush"] {
+        let s = set();
+        s.origin.commit("k", 1);
+        lookup(&s.cache).await;
+        s.hand.advance(Duration::from_secs(10));
+        s.far.hold_answers();
+        let cache = s.cache.clone();
+        let reader = tokio::spawn(async move { lookup(&cache).await });
+        s.far.answer_is_held().await;
+        s.origin.commit("k", 2);
+        of("acme", async {
+            match how {
+                "key" => s.cache.invalidate(&key()).await.unwrap(),
+                "many" => s.cache.invalidate_many(&[key(), "other".to_owned()]).await.unwrap(),
+                "insert" => {
+                    // The insert reads the numbers of the groups from memory, so nothing of it is held.
+                    s.far.let_answer();
+                    s.cache.insert(&key(), 2).await.unwrap();
+                }
+                "all" => s.cache.invalidate_all().await.unwrap(),
+                "clear" => s.cache.clear().await.unwrap(),
+                "prefix" => drop(s.caches.invalidate_prefix("acme:rows").await.unwrap()),
+                _ => {
+                    s.cache.invalidate(&key()).await.unwrap();
+                    s.caches.invalidate_everything().await.unwrap();
+                }
+            }
+        })
+        .await;
+        s.far.let_answer();
+        let (value, _) = reader.await.unwrap();
+        assert!(value.is_some(), "{how}");
+        assert_eq!(plain(of("acme", async { s.cache.peek(&key()) }).await.unwrap()).unwrap_or(2), 2, "{how}");
+        assert_eq!(lookup(&s.cache).await.0, Some(2), "{how}");
+    }
+}
+
+/// SA2: callers who come by different entry points share one load.
+#[tokio::test]
+async fn different_entry_points_share_one_load() {
+    let hand = ManualClock::new();
+    let (far, origin) = (Watched::on(hand.clock()), Origin::gated());
+    origin.commit("k", 1);
+    let caches = instance(&hand, &far);
+    let cache = versions(&caches, &origin);
+    let key = key();
+    let keys = [key.clone(), key.clone()];
+    let callers = of("acme", async {
+        let landing = async {
+            origin.at_gate(1).await;
+            origin.release(1);
+        };
+        let own = || async { Err::<Option<u64>, _>(std::io::Error::other("joined, so never called")) };
+        tokio::join!(
+            cache.get(&key),
+            cache.lookup(&key),
+            cache.get_many(&keys),
+            cache.lookup_with(&key, own),
+            landing
+        )
+    });
+    let (get, lookup, many, with, ()) = callers.await;
+    assert_eq!((plain(get.unwrap()), plain(lookup.unwrap().value)), (Some(1), Some(1)));
+    assert!(many.unwrap().into_iter().all(|value| plain(value) == Some(1)));
+    assert_eq!(plain(with.unwrap().value), Some(1));
+    assert_eq!(origin.loads(), 1);
 }
