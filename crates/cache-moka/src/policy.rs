@@ -10,7 +10,8 @@ use cache_core::cache::{DEFAULT_MAX_VALUE_BYTES, DEFAULT_TTL};
 pub enum Capacity {
     /// So many entries, whatever their size.
     Entries(u64),
-    /// So many bytes of keys and values; the bookkeeping (about 200 bytes per entry) comes on top.
+    /// So many bytes of keys and values; the bookkeeping (about 300 bytes per entry) comes on top. A value that
+    /// is larger than all of it is accepted and not kept.
     Bytes(u64),
 }
 
@@ -20,9 +21,10 @@ pub enum Capacity {
 pub struct MokaPolicy {
     /// What bounds the memory. Default 10 000 entries.
     pub capacity: Capacity,
-    /// Life of an entry that is stored with [`Ttl::Default`](cache_core::Ttl::Default). Default 300 s.
+    /// Life of an entry that is stored with [`Ttl::Default`](cache_core::Ttl::Default). Default 300 s. Zero stores
+    /// only what says its own life.
     pub default_ttl: Duration,
-    /// Life of an entry that nobody reads, by the machine's clock. Default: none but its own.
+    /// Life of an entry that nobody reads. Default: none but its own. A read does not prolong an entry's own life.
     pub time_to_idle: Option<Duration>,
     /// The largest value, in bytes. Default 8 MiB.
     pub max_value_bytes: usize,
@@ -40,7 +42,7 @@ impl Default for MokaPolicy {
 }
 
 impl MokaPolicy {
-    /// mini-moka refuses longer times.
+    /// Longer ones are a mistake in the configuration: no process lives that long.
     const MAX_IDLE: Duration = Duration::from_secs(1_000 * 365 * 24 * 60 * 60);
 
     pub(crate) fn validate(&self) -> Result<(), CacheError> {

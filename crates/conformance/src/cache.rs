@@ -59,6 +59,16 @@ impl CacheFixture {
         Self { service, time, scope: format!("t{:016x}/", rand::random::<u64>()) }
     }
 
+    /// How often a case repeats what depends on luck: as often as asked where a call costs microseconds, a
+    /// fifth of that on a real server.
+    #[must_use]
+    pub fn rounds(&self, rounds: usize) -> usize {
+        match self.time {
+            Time::Manual(_) => rounds,
+            Time::Real => rounds.div_ceil(5),
+        }
+    }
+
     /// A key of this case.
     #[must_use]
     pub fn key(&self, name: &str) -> String {
@@ -150,6 +160,8 @@ macro_rules! cache_suite {
                     [
                         one_of_many_callers_gets_the_lease,
                         readers_never_see_an_acknowledged_past,
+                        an_invalidation_leaves_nothing_of_a_fill_beside_it,
+                        a_value_that_is_replaced_is_never_missing,
                         cancelled_calls_leave_nothing_behind,
                         random_operations_agree_with_a_naive_model,
                     ]

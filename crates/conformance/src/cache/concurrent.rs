@@ -11,9 +11,10 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cache_core::{CacheServiceExt, Claim, Lookup, Ttl};
+use cache_core::{CacheServiceExt, Claim, Lookup, Stamp, Ttl};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
 use super::CacheFixture;
@@ -81,6 +82,67 @@ pub async fn readers_never_see_an_acknowledged_past(f: CacheFixture) {
         }
     });
     tasks.join_all().await;
+}
+
+/// SE1, SE6, P3: a fill that runs at the very moment of an invalidation is refused or removed: whichever comes
+/// first, nothing that was loaded before is left. Leases and refreshes, by key, by bulk and by prefix.
+pub async fn an_invalidation_leaves_nothing_of_a_fill_beside_it(f: CacheFixture) {
+    for round in 0..f.rounds(400) {
+        let (key, refresh) = (f.key(&format!("{round}/k")), round % 2 == 0);
+        let claim = if refresh {
+            let old = Bytes::from(format!("old {round}"));
+            f.service.set_bytes(&key, old.clone(), Ttl::Default).await.unwrap();
+            Claim::replacing(Stamp::of(&old))
+        } else {
+            match f.service.get_or_lease(&key, LEASE).await.unwrap() {
+                Lookup::Granted(claim) => claim,
+                other => panic!("nobody else asks for {key}: {other:?}"),
+            }
+        };
+        let start = Arc::new(Barrier::new(2));
+        let (service, barrier, filled) = (f.service.clone(), start.clone(), key.clone());
+        let fill = tokio::spawn(async move {
+            barrier.wait().await;
+            service.fill(&filled, &claim, Bytes::from_static(b"stale"), Ttl::Default).await.unwrap()
+        });
+        start.wait().await;
+        match round % 3 {
+            0 => f.service.invalidate(&key).await.unwrap(),
+            1 => f.service.invalidate_many(&[&key, &f.scope]).await.unwrap(),
+            _ => drop(f.service.invalidate_prefix(&f.key(&format!("{round}/"))).await.unwrap()),
+        }
+        let stored = fill.await.unwrap();
+        let left = f.service.get_bytes(&key).await.unwrap();
+        assert_eq!(left, None, "round {round}: refresh {refresh}, the fill was told {stored}");
+    }
+}
+
+/// SE6: while a value is replaced, by a set or by a refresh, readers find the old one or the new one: never none.
+pub async fn a_value_that_is_replaced_is_never_missing(f: CacheFixture) {
+    let key = f.key("k");
+    f.service.set(&key, &0, None).await.unwrap();
+    let (service, written) = (f.service.clone(), key.clone());
+    let rounds = f.rounds(2_000);
+    let writer = tokio::spawn(async move {
+        for round in 0..rounds {
+            match service.get_bytes(&written).await.unwrap() {
+                Some(old) if round % 2 == 0 => {
+                    let (claim, new) = (Claim::replacing(Stamp::of(&old)), Bytes::from(round.to_string()));
+                    assert!(service.fill(&written, &claim, new, Ttl::Default).await.unwrap());
+                }
+                _ => service.set(&written, &round, None).await.unwrap(),
+            }
+        }
+    });
+    let mut reads = 0_u64;
+    while !writer.is_finished() {
+        assert!(f.service.get::<usize>(&key).await.unwrap().is_some(), "after {reads} reads");
+        let lookup = f.service.get_or_lease(&key, LEASE).await.unwrap();
+        assert!(matches!(lookup, Lookup::Hit(_)), "after {reads} reads: {lookup:?}");
+        reads += 1;
+        tokio::task::yield_now().await;
+    }
+    writer.await.unwrap();
 }
 
 /// SA3: a call that is dropped after its first step leaves no lock behind.
