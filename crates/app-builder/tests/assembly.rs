@@ -249,6 +249,17 @@ mod redis {
         assert!(text.contains("REDIS_ON_UNAVAILABLE") && !text.contains("hunter2"), "{text}");
     }
 
+    /// C4: a deployment that cannot be served is refused by its setting's name.
+    #[tokio::test]
+    async fn a_deployment_that_cannot_be_served_is_refused_by_name() {
+        let nodes = ("REDIS_NODES", "a:1,b:2");
+        let sentinel = [nodes, ("REDIS_MODE", "sentinel"), ("REDIS_SENTINEL_MASTER", "main")];
+        for values in [&[nodes, ("REDIS_MODE", "cluster")][..], &sentinel] {
+            let error = build(values).await.expect_err("not served");
+            assert!(error.to_string().starts_with("REDIS_MODE: "), "{error}");
+        }
+    }
+
     /// C4: a URL that is not understood is refused by its setting's name, without the password.
     #[tokio::test]
     async fn a_bad_url_is_refused_by_name() {

@@ -70,10 +70,13 @@ impl Store {
         if url.contains("mode=rwc") {
             make_folder(options.get_filename()).await?;
         }
-        let pool = SqlitePoolOptions::new()
-            .max_connections(policy.connections)
-            .acquire_timeout(policy.deadline)
-            .connect_lazy_with(options);
+        let pool = SqlitePoolOptions::new().acquire_timeout(policy.deadline);
+        // A database in memory is that of one connection, and ends with it.
+        let pool = match url.contains(":memory:") || url.contains("mode=memory") {
+            true => pool.max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None),
+            false => pool.max_connections(policy.connections.max(1)),
+        };
+        let pool = pool.connect_lazy_with(options);
         let store = Self { pool, policy };
         store.bulk("open", async { Ok(store.pool.acquire().await.map(drop)?) }).await?;
         store

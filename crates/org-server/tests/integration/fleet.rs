@@ -66,7 +66,8 @@ async fn a_change_through_one_is_seen_by_the_other() {
     let told = Instant::now();
     eventually("the other sees it", || async { fleet.two.org("acme").await.body["name"] == "Acme Renamed" })
         .await;
-    assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
+    // Far below the life of an entry in memory, which is what it would take without the message.
+    assert!(told.elapsed() < Duration::from_secs(3), "{:?}", told.elapsed());
 
     fleet.is_warm("acme").await;
     fleet.two.put_org("acme", json!({ "status": "suspended" })).await.is(200);

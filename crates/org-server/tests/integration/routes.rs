@@ -469,28 +469,45 @@ async fn a_stopping_server_is_not_ready_and_still_answers() {
     server.org("acme").await.is(200);
 }
 
+/// Another writer that holds the database until it is released.
+struct Holder {
+    release: std::sync::mpsc::Sender<()>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Holder {
+    async fn enter(server: &TestServer) -> Self {
+        use org_server::store::StoreError;
+        let (entered, enter) = tokio::sync::oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let store = server.state.store().clone();
+        let task = tokio::spawn(async move {
+            let held = store.put_org::<StoreError>("globex", move |before| {
+                entered.send(()).expect("the test waits");
+                released.recv().expect("the test releases");
+                Ok(before.expect("in the sample").clone())
+            });
+            held.await.expect("stored");
+        });
+        enter.await.expect("the holder is in");
+        Self { release, task }
+    }
+
+    async fn leave(self) {
+        self.release.send(()).expect("the holder waits");
+        self.task.await.expect("no panic");
+    }
+}
+
 /// K3, SE1: a reader who takes the old state into memory between the first invalidation and the commit does not
 /// keep it: the one after the commit is what counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_read_during_a_change_is_not_kept() {
-    use org_server::store::StoreError;
     let server = TestServer::start().await;
     server.org("acme").await.is(200);
     let published = || server.state.app().caches().bus().state().published;
-    // Another writer holds the database, so that the change waits between its invalidation and its commit.
-    let (entered, enter) = tokio::sync::oneshot::channel();
-    let (release, released) = std::sync::mpsc::channel::<()>();
-    let store = server.state.store().clone();
-    let holder = tokio::spawn(async move {
-        store
-            .put_org::<StoreError>("globex", move |before| {
-                entered.send(()).expect("the test waits");
-                released.recv().expect("the test releases");
-                Ok(before.expect("in the sample").clone())
-            })
-            .await
-    });
-    enter.await.expect("the holder is in");
+    // So that the change waits between its invalidation and its commit.
+    let holder = Holder::enter(&server).await;
     let before = published();
     let change = server.put_org("acme", json!({ "name": "New" }));
     let reading = async {
@@ -504,10 +521,25 @@ async fn what_is_read_during_a_change_is_not_kept() {
             seen.header("cache-status") == "near; hit"
         })
         .await;
-        release.send(()).expect("the holder waits");
+        holder.leave().await;
     };
     let (changed, ()) = tokio::join!(change, reading);
     changed.is(200);
-    holder.await.expect("no panic").expect("stored");
     assert_eq!(server.org("acme").await.is(200).body["name"], "New");
+}
+
+/// K3, L4: a change goes on to its end, caches included, also when its client was given up meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_outlives_its_client() {
+    let server = TestServer::start_with(&[("REQUEST_TIMEOUT", "100ms")]).await;
+    server.org("acme").await.is(200);
+    let holder = Holder::enter(&server).await;
+    let given_up = server.put_org("acme", json!({ "name": "New" })).await;
+    given_up.is_problem(503, "store_unavailable");
+    assert_eq!(server.org("acme").await.is(200).body["name"], "Acme Corporation");
+    holder.leave().await;
+    crate::common::eventually("the change has been made and is seen", || async {
+        server.org("acme").await.body["name"] == "New"
+    })
+    .await;
 }

@@ -48,6 +48,20 @@ async fn a_database_is_made_and_kept() {
     assert!(store.ping().await.expect("answers") < Duration::from_secs(2));
 }
 
+/// L1: a database in memory is one database, also for many callers at once.
+#[tokio::test]
+async fn a_database_in_memory_is_one_database() {
+    let store = Store::open("sqlite::memory:", StorePolicy::default()).await.expect("opened");
+    put(&store, org("acme")).await.expect("stored");
+    let looks = (0..20).map(|_| {
+        let store = store.clone();
+        tokio::spawn(async move { store.org_by_slug("acme").await.expect("answers").is_some() })
+    });
+    for look in looks.collect::<Vec<_>>() {
+        assert!(look.await.expect("no panic"));
+    }
+}
+
 /// L2: an update sees and answers what was there, and keeps the id.
 #[tokio::test]
 async fn an_update_answers_what_was_there() {
