@@ -8,7 +8,7 @@ use cache_core::{CacheError, Codec, Json, LoadError, Scope};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cache::{Inner, LifeBy, TenantCache};
+use crate::cache::{Inner, LifeBy, TagsBy, TenantCache};
 use crate::far::FarTier;
 use crate::flight::Flights;
 use crate::key::CacheKey;
@@ -28,6 +28,7 @@ pub struct DomainBuilder<K, V> {
     policy: Policy,
     codec: Option<Arc<dyn Codec<V>>>,
     life_by: Option<LifeBy<K, V>>,
+    tags_by: Option<TagsBy<K>>,
     resilience: Resilience,
     fallback: Option<Box<FallbackFn<K, V>>>,
     made_of: Vec<TypeId>,
@@ -50,6 +51,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
             policy,
             codec: None,
             life_by: None,
+            tags_by: None,
             resilience: Resilience::default(),
             fallback: None,
             made_of: vec![TypeId::of::<K>(), TypeId::of::<V>()],
@@ -85,6 +87,15 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
     pub fn ttl_by(mut self, life: impl Fn(&K, Option<&V>) -> Duration + Send + Sync + 'static) -> Self {
         self.made_of.push(type_of(&life));
         self.life_by = Some(LifeBy(Box::new(life)));
+        self
+    }
+
+    /// The tags of a key, at most 8: groups across domains, for
+    /// [`invalidate_tag`](TenantCache::invalidate_tag). They follow from the key, because what a load may be
+    /// stamped with must be known before it begins. Default: none.
+    pub fn tags(mut self, tags: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) -> Self {
+        self.made_of.push(type_of(&tags));
+        self.tags_by = Some(TagsBy(Box::new(tags)));
         self
     }
 
@@ -243,6 +254,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
             domain: self.name,
             policy: self.policy,
             life_by: self.life_by,
+            tags_by: self.tags_by,
             far,
             codec,
             counters,

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cache_core::key::{KeyParts, Owner, validate};
-use cache_core::{CacheError, Codec, Invalidation, LoadError, TenantId, UserId};
+use cache_core::{CacheError, Codec, Invalidation, LoadError, Scope, TenantId, UserId};
 use futures_util::{FutureExt, StreamExt};
 
 use crate::ambient::carry;
 use crate::far::FarTier;
 use crate::fetch::Fetch;
 use crate::flight::{Boarding, Flights, Landing};
-use crate::generation::{self, generation_key, tenant_of};
+use crate::generation::{self, generation_key, tag_key, tenant_of};
 use crate::key::{CacheKey, NearKey, NearQuery, with_ids};
 use crate::load::{LoadFn, Loader, Loading, load_fn};
 use crate::near::{NearTier, Remembered, Ticket};
@@ -98,6 +98,14 @@ pub enum Source {
     Fallback,
 }
 
+/// The most tags of an entry; further ones are not looked at.
+pub const MAX_TAGS: usize = 8;
+
+/// The tags of a key.
+pub(crate) struct TagsBy<K>(pub(crate) Box<TagsFn<K>>);
+
+type TagsFn<K> = dyn Fn(&K) -> Vec<String> + Send + Sync;
+
 /// What clones of a cache share.
 pub(crate) struct Inner<K, V> {
     pub(crate) domain: Arc<str>,
@@ -109,6 +117,7 @@ pub(crate) struct Inner<K, V> {
     pub(crate) codec: Arc<dyn Codec<V>>,
     pub(crate) loader: Loader<K, V>,
     pub(crate) life_by: Option<LifeBy<K, V>>,
+    pub(crate) tags_by: Option<TagsBy<K>>,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -301,14 +310,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     /// # Errors
     /// As [`invalidate`](Self::invalidate).
     pub async fn invalidate_all(&self) -> Result<(), CacheError> {
-        let tenant = with_ids(self.inner.policy.scope, &self.inner.domain, |tenant, _| tenant.cloned());
-        // A cache of users' entries is emptied for the whole tenant: the user is not asked for.
-        let tenant = match tenant {
-            Err(CacheError::NoUser { .. }) => {
-                with_ids(cache_core::Scope::Tenant, &self.inner.domain, |tenant, _| tenant.cloned())?
-            }
-            tenant => tenant?,
-        };
+        let tenant = self.tenant()?;
         self.inner.invalidate_domain(tenant).await
     }
 
@@ -318,6 +320,19 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     /// As [`invalidate`](Self::invalidate).
     pub async fn clear(&self) -> Result<(), CacheError> {
         self.inner.invalidate_domain(None).await
+    }
+
+    /// Removes everything of the running request's tenant that carries a tag, in this and in every other domain
+    /// with tags. One step, however many entries there are. For a [`Global`](cache_core::Scope::Global) cache:
+    /// what carries the tag and belongs to no tenant.
+    ///
+    /// # Errors
+    /// As [`invalidate`](Self::invalidate).
+    pub async fn invalidate_tag(&self, tag: &str) -> Result<(), CacheError> {
+        let tenant = self.tenant()?;
+        let text = tag_key(tenant.as_ref().map(TenantId::as_str), tag);
+        validate(&text)?;
+        self.inner.shared.renumber(&text, &Invalidation::Tag { tenant, tag: tag.into() }).await
     }
 
     /// What this cache has done since it was made, in this process.
@@ -336,6 +351,16 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.inner.policy
+    }
+
+    /// Whose group is meant. A cache of users' entries is emptied for the whole tenant: the user is not asked
+    /// for.
+    fn tenant(&self) -> Result<Option<TenantId>, CacheError> {
+        let scope = match self.inner.policy.scope {
+            Scope::Global => Scope::Global,
+            _ => Scope::Tenant,
+        };
+        with_ids(scope, &self.inner.domain, |tenant, _| tenant.cloned())
     }
 
     #[inline]
@@ -433,9 +458,18 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
 
     /// What stands now for a key; to be taken before anybody is asked.
     pub(crate) fn ticket(&self, query: &NearQuery<'_, K>) -> Ticket {
-        let tenant = tenant_of(&query.owner())
-            .map(|tenant| self.shared.generations.domain(Some(tenant), &self.domain));
-        self.near.ticket(query, tenant)
+        let (owner, generations) = (query.owner(), &self.shared.generations);
+        let tenant = tenant_of(&owner);
+        let domain = tenant.map(|tenant| generations.domain(Some(tenant), &self.domain));
+        let tags = match &self.tags_by {
+            None => Vec::new(),
+            Some(TagsBy(tags)) => {
+                let mut tags = tags(query.key);
+                tags.truncate(MAX_TAGS);
+                tags.iter().map(|tag| generations.tag(tenant, tag)).collect()
+            }
+        };
+        self.near.ticket(query, domain, tags)
     }
 
     /// How long an answer lives.

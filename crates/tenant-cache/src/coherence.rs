@@ -8,7 +8,7 @@ use cache_core::key::{KeyParts, Owner, domain_prefix};
 use cache_core::{FlushReason, Invalidation, InvalidationSink, TenantId};
 
 use crate::cache::Inner;
-use crate::generation::Generations;
+use crate::generation::{Generations, generation_key, tag_key};
 use crate::key::{CacheKey, NearQuery};
 use crate::registry::Domains;
 use crate::stats::Stats;
@@ -82,9 +82,9 @@ impl Coherence {
         }
     }
 
-    fn apply_domain(&self, tenant: Option<&TenantId>, domain: &str) {
-        // Nothing in memory belongs to a group that is not known.
-        if let Some(group) = self.generations.find(tenant.map(TenantId::as_str), domain) {
+    /// Nothing in memory belongs to a group that is not known.
+    fn apply_group(&self, text: &str) {
+        if let Some(group) = self.generations.find(text) {
             group.bump();
         }
     }
@@ -97,9 +97,14 @@ impl InvalidationSink for Coherence {
             Invalidation::Prefix(prefix) => {
                 self.domains.for_each(|domain| domain.apply_prefix(prefix));
             }
-            Invalidation::Domain { tenant, domain } => self.apply_domain(tenant.as_ref(), domain),
+            Invalidation::Domain { tenant, domain } => {
+                self.apply_group(&generation_key(tenant.as_ref().map(TenantId::as_str), domain));
+            }
+            Invalidation::Tag { tenant, tag } => {
+                self.apply_group(&tag_key(tenant.as_ref().map(TenantId::as_str), tag));
+            }
             Invalidation::All => self.generations.all().bump(),
-            // Entries carry no tags that this version knows of; dropping everything is right for any message.
+            // What this version has no word for: dropping everything is right for any message.
             _ => self.flush(FlushReason::Gap),
         }
     }

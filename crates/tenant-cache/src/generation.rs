@@ -1,6 +1,6 @@
 //! Generations: invalidating a whole group of entries in one step, however many there are.
 //!
-//! A group (everything, a domain, a tenant's domain) has a random number in the far tier under `gen:…`.
+//! A group (everything, a domain, a tenant's domain, a tag) has a random number in the far tier under `gen:…`.
 //! Entries carry the numbers they were loaded under and live only while these are the current ones. So
 //! `invalidate_all` writes one new number. The numbers are read *before* the load: a load that began before
 //! the change carries the old one and is dead on arrival, in every tier. A lost number is replaced by a new
@@ -148,7 +148,15 @@ impl Generations {
 
     /// The group of a domain: one tenant's (users included), or everybody's.
     pub(crate) fn domain(&self, tenant: Option<&str>, domain: &str) -> Arc<Generation> {
-        let text = generation_key(tenant, domain);
+        self.group(generation_key(tenant, domain))
+    }
+
+    /// The group of what carries a tag, of a tenant or of no tenant.
+    pub(crate) fn tag(&self, tenant: Option<&str>, tag: &str) -> Arc<Generation> {
+        self.group(tag_key(tenant, tag))
+    }
+
+    fn group(&self, text: String) -> Arc<Generation> {
         let mut groups = self.groups.lock();
         if let Some(group) = groups.by_text.get(text.as_str()).and_then(Weak::upgrade) {
             return group;
@@ -159,10 +167,9 @@ impl Generations {
         group
     }
 
-    /// The group, if anything in this process belongs to it.
-    pub(crate) fn find(&self, tenant: Option<&str>, domain: &str) -> Option<Arc<Generation>> {
-        let text = generation_key(tenant, domain);
-        self.groups.lock().by_text.get(text.as_str()).and_then(Weak::upgrade)
+    /// The group with this number's key, if anything in this process belongs to it.
+    pub(crate) fn find(&self, text: &str) -> Option<Arc<Generation>> {
+        self.groups.lock().by_text.get(text).and_then(Weak::upgrade)
     }
 
     /// Forgets all numbers: memory is not to be trusted.
@@ -202,6 +209,17 @@ pub(crate) fn generation_key(tenant: Option<&str>, domain: &str) -> String {
         }
     }
     text.push_str(domain);
+    text
+}
+
+/// The far key of a tag's number.
+pub(crate) fn tag_key(tenant: Option<&str>, tag: &str) -> String {
+    let mut text = String::from("gen:g:");
+    if let Some(tenant) = tenant {
+        push_segment(&mut text, tenant);
+    }
+    text.push(':');
+    push_segment(&mut text, tag);
     text
 }
 
@@ -317,6 +335,10 @@ mod tests {
             generation_key(Some("d"), "a"),
             generation_key(Some("a:b"), "c"),
             generation_key(Some("a"), "org:id"),
+            tag_key(Some("a"), "b"),
+            tag_key(None, "b"),
+            tag_key(None, "a:b"),
+            tag_key(Some("a:"), "b"),
             "gen:all".to_owned(),
         ];
         let distinct: std::collections::HashSet<_> = keys.iter().collect();

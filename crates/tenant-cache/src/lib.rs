@@ -15,7 +15,7 @@
 //!
 //! Inside, in the order in which a lookup meets them: `near` (memory, tickets) → `flight` (one load for all) →
 //! `fetch` (the course of a miss) → `far` (leases) with `frame` (what is stored) and `generation` (groups) →
-//! `load` (the loader); `coherence` is what messages of other instances do here.
+//! `load` (the loader); `coherence` is what messages of other instances do here, `pending` what is repeated.
 
 pub mod ambient;
 mod builder;
@@ -30,13 +30,14 @@ mod key;
 mod load;
 mod local_bus;
 mod near;
+mod pending;
 mod policy;
 mod registry;
 mod stats;
 
 pub use ambient::RequestScope;
 pub use builder::DomainBuilder;
-pub use cache::{Found, Source, TenantCache};
+pub use cache::{Found, MAX_TAGS, Source, TenantCache};
 pub use key::CacheKey;
 pub use load::Retry;
 pub use policy::{Mode, NegativeTier, Policy};

@@ -29,6 +29,8 @@ pub(crate) struct Ticket {
     stripe: usize,
     epoch: u64,
     wide: u64,
+    /// Whether a tenant's group follows the wide ones in the chain.
+    scoped: bool,
     pub(crate) chain: Chain,
 }
 
@@ -58,7 +60,8 @@ struct Slot<T> {
     /// The sum of the counts of the groups that all entries share. Counts only grow, so equal sums are equal
     /// counts.
     wide: u64,
-    tenant: Option<(Arc<Generation>, u64)>,
+    tenant: Option<Seen>,
+    tags: Option<Arc<[Seen]>>,
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
@@ -93,11 +96,16 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
     }
 
     /// What stands now. To be taken before the far tier is asked.
-    pub(crate) fn ticket(&self, query: &NearQuery<'_, K>, tenant: Option<Arc<Generation>>) -> Ticket {
+    pub(crate) fn ticket(
+        &self,
+        query: &NearQuery<'_, K>,
+        tenant: Option<Arc<Generation>>,
+        tags: Vec<Arc<Generation>>,
+    ) -> Ticket {
         let stripe = self.stripe(query);
-        let wide = self.wide_now();
-        let chain = Chain::of(self.wide.iter().cloned().chain(tenant));
-        Ticket { stripe, epoch: *self.stripes[stripe].lock(), wide, chain }
+        let (wide, scoped) = (self.wide_now(), tenant.is_some());
+        let chain = Chain::of(self.wide.iter().cloned().chain(tenant).chain(tags));
+        Ticket { stripe, epoch: *self.stripes[stripe].lock(), wide, scoped, chain }
     }
 
     /// Whether nothing was invalidated since the ticket was taken.
@@ -117,19 +125,18 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
         if *epoch != ticket.epoch || !ticket.chain.stands() {
             return false;
         }
-        let tenant = ticket.chain.iter().nth(self.wide.len()).cloned();
-        let wide = ticket.wide;
+        let (wide, (tenant, tags)) = (ticket.wide, ticket.groups(self.wide.len()));
         match answer {
             Remembered::Value(value) => {
                 self.absent.remove(&key);
                 if self.values.peek(&key).is_some() {
                     self.counters.evicted(EvictionCause::Replaced).one();
                 }
-                self.values.insert(key, Slot { value, expires, wide, tenant });
+                self.values.insert(key, Slot { value, expires, wide, tenant, tags });
             }
             Remembered::Absent => {
                 self.values.remove(&key);
-                self.absent.insert(key, Slot { value: (), expires, wide, tenant });
+                self.absent.insert(key, Slot { value: (), expires, wide, tenant, tags });
             }
         }
         true
@@ -173,6 +180,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
         }
         slot.wide == self.wide_now()
             && slot.tenant.as_ref().is_none_or(|(generation, seen)| generation.local() == *seen)
+            && slot.tags.as_ref().is_none_or(|tags| tags.iter().all(|(tag, seen)| tag.local() == *seen))
     }
 
     #[inline]
@@ -184,6 +192,19 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
         self.hasher.hash_one(query) as usize % STRIPES
     }
 }
+
+impl Ticket {
+    /// What an entry has to compare on a hit besides the wide groups: its tenant's, and its tags'.
+    fn groups(&self, wide: usize) -> (Option<Seen>, Option<Arc<[Seen]>>) {
+        let mut rest = self.chain.iter().skip(wide).cloned();
+        let tenant = if self.scoped { rest.next() } else { None };
+        let tags: Arc<[Seen]> = rest.collect();
+        (tenant, (!tags.is_empty()).then_some(tags))
+    }
+}
+
+/// A group, and its count when the entry was asked for.
+type Seen = (Arc<Generation>, u64);
 
 fn tier<K: CacheKey, T: Clone + Send + Sync>(
     capacity: usize,

@@ -12,9 +12,10 @@ use parking_lot::RwLock;
 use crate::builder::DomainBuilder;
 use crate::cache::TenantCache;
 use crate::coherence::{Coherence, Domain};
-use crate::generation::{self, Generations, generation_key};
+use crate::generation::{self, Generations, generation_key, tag_key};
 use crate::key::CacheKey;
 use crate::local_bus::Alone;
+use crate::pending::{self, Pending};
 use crate::policy::Policy;
 use crate::stats::Stats;
 
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) trust: Arc<Trust>,
     pub(crate) clock: Clock,
     pub(crate) generations: Arc<Generations>,
+    pub(crate) pending: Pending,
     domains: Arc<Domains>,
     defaults: Policy,
     _subscription: Subscription,
@@ -121,6 +123,24 @@ impl Caches {
         self.shared.renumber(&text, &message).await
     }
 
+    /// Removes everything that carries a tag, of a tenant or of no tenant, from every cache of every instance;
+    /// one step.
+    ///
+    /// # Errors
+    /// Those of the far tier and of telling the others.
+    pub async fn invalidate_tag(&self, tenant: Option<&TenantId>, tag: &str) -> Result<(), CacheError> {
+        let text = tag_key(tenant.map(TenantId::as_str), tag);
+        cache_core::key::validate(&text)?;
+        let message = Invalidation::Tag { tenant: tenant.cloned(), tag: tag.into() };
+        self.shared.renumber(&text, &message).await
+    }
+
+    /// Group invalidations that failed and are being repeated, now.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.shared.pending.len()
+    }
+
     /// Removes everything from every cache of every instance; one step.
     ///
     /// # Errors
@@ -144,8 +164,21 @@ impl Caches {
 }
 
 impl Shared {
-    /// Gives a group a new number, then tells everybody; the second also when the first failed.
-    pub(crate) async fn renumber(&self, text: &str, message: &Invalidation) -> Result<(), CacheError> {
+    /// Gives a group a new number, then tells everybody; the second also when the first failed. What fails is
+    /// repeated in the background.
+    pub(crate) async fn renumber(
+        self: &Arc<Self>,
+        text: &str,
+        message: &Invalidation,
+    ) -> Result<(), CacheError> {
+        let done = self.try_renumber(text, message).await;
+        if done.is_err() && self.pending.add(text, message, self.generations.all().text()) {
+            pending::begin(self);
+        }
+        done
+    }
+
+    pub(crate) async fn try_renumber(&self, text: &str, message: &Invalidation) -> Result<(), CacheError> {
         let renumbered = match &self.far {
             Some(far) => generation::renumber(&**far, text, &self.clock).await,
             None => Ok(()),
@@ -231,8 +264,18 @@ impl CachesBuilder {
         let subscription = bus.subscribe(Arc::new(sink));
         let Self { far, clock, defaults, .. } = self;
         let trust = bus.trust();
-        let shared =
-            Shared { far, bus, trust, clock, generations, domains, defaults, _subscription: subscription };
+        let pending = Pending::default();
+        let shared = Shared {
+            far,
+            bus,
+            trust,
+            clock,
+            generations,
+            pending,
+            domains,
+            defaults,
+            _subscription: subscription,
+        };
         Caches { shared: Arc::new(shared) }
     }
 }

@@ -579,3 +579,27 @@ async fn different_entry_points_share_one_load() {
     assert_eq!(plain(with.unwrap().value), Some(1));
     assert_eq!(origin.loads(), 1);
 }
+
+/// P6, SD2: a group invalidation that could not be written is an error to its caller, counts here at once, and is
+/// repeated until it is written.
+#[tokio::test(start_paused = true)]
+async fn a_failed_group_invalidation_is_repeated() {
+    let s = set();
+    s.origin.commit("k", 1);
+    lookup(&s.cache).await;
+    let old = s.far.get_bytes("acme:rows:k").await.unwrap().unwrap();
+    s.origin.commit("k", 2);
+    s.far.set_broken(true);
+    let failed = of("acme", s.cache.invalidate_all()).await.unwrap_err();
+    assert!(failed.is_transient(), "{failed:?}");
+    assert_eq!(s.caches.pending(), 1);
+    assert_eq!(lookup(&s.cache).await, (Some(2), Source::Origin));
+    s.far.set_broken(false);
+    while s.caches.pending() > 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // The old entry is still there, and of an old generation.
+    assert_eq!(s.far.get_bytes("acme:rows:k").await.unwrap(), Some(old));
+    let other = versions(&instance(&s.hand, &s.far), &s.origin);
+    assert_eq!(lookup(&other).await, (Some(2), Source::Origin));
+}

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use cache_core::{Invalidation, InvalidationBus};
 use cache_moka::MokaCacheService;
 use concurrency::LocalBus;
-use support::{Origin, of, plain, versions};
+use support::{Origin, of, plain, versions_with};
 use tenant_cache::{Caches, TenantCache};
 
 /// A fleet of two instances and what they share.
@@ -36,7 +36,13 @@ fn setups() -> Vec<Fleet> {
             builder.build().unwrap()
         };
         let caches = [instance(), instance()];
-        let (here, there) = (versions(&caches[0], &origin), versions(&caches[1], &origin));
+        let tagged = |caches| {
+            versions_with(caches, &origin, |domain| {
+                let first = |key: &String| key.chars().next().map(|first| format!("first-{first}"));
+                domain.tags(move |key| first(key).into_iter().chain(["all".to_owned()]).collect())
+            })
+        };
+        let (here, there) = (tagged(&caches[0]), tagged(&caches[1]));
         Fleet { name, origin, here, there, bus, caches }
     };
     vec![fleet("memory", false), fleet("far", true)]
@@ -155,6 +161,51 @@ async fn a_prefix_during_a_load_wins() {
     }
 }
 
+/// SE3: a tag that is invalidated during a load wins, here and at a peer.
+#[tokio::test]
+async fn a_tag_during_a_load_wins() {
+    for peer in [false, true] {
+        for fleet in setups() {
+            fleet.origin.commit("k", 1);
+            let load = fleet.load_in_flight(&fleet.here).await;
+            fleet.origin.commit("k", 2);
+            let cache = if peer { &fleet.there } else { &fleet.here };
+            of("acme", cache.invalidate_tag("first-k")).await.unwrap();
+            fleet.land(load).await;
+            fleet.all_read(2, &format!("tag, peer {peer}")).await;
+        }
+    }
+}
+
+/// SG1, SG5, SG8: a tag reaches what carries it, in this tenant, and nothing else.
+#[tokio::test]
+async fn a_tag_reaches_what_carries_it_and_nothing_else() {
+    for fleet in setups() {
+        let get = async |tenant: &str, key: &str| {
+            let key = key.to_owned();
+            let read = of(tenant, fleet.there.get(&key));
+            tokio::select! {
+                found = read => plain(found.unwrap()),
+                () = fleet.origin.let_pass() => unreachable!("it never ends"),
+            }
+        };
+        for key in ["kite", "kiwi", "lime"] {
+            fleet.origin.commit(key, 1);
+            assert_eq!((get("acme", key).await, get("globex", key).await), (Some(1), Some(1)));
+            fleet.origin.commit(key, 2);
+        }
+        for nothing in ["first-*", "first-", "*", "first-kite", "unknown"] {
+            of("acme", fleet.here.invalidate_tag(nothing)).await.unwrap();
+            assert_eq!(get("acme", "kite").await, Some(1), "{nothing}");
+        }
+        of("acme", fleet.here.invalidate_tag("first-k")).await.unwrap();
+        assert_eq!((get("acme", "kite").await, get("acme", "kiwi").await), (Some(2), Some(2)));
+        assert_eq!((get("acme", "lime").await, get("globex", "kite").await), (Some(1), Some(1)));
+        of("acme", fleet.here.invalidate_tag("all")).await.unwrap();
+        assert_eq!((get("acme", "lime").await, get("globex", "kite").await), (Some(2), Some(1)));
+    }
+}
+
 /// SE9, E4: a reader who comes after the invalidation does not join the old load.
 #[tokio::test]
 async fn a_reader_after_the_invalidation_does_not_join_the_old_load() {
@@ -251,6 +302,7 @@ async fn every_kind_of_message_reaches_the_other_instance() {
             Invalidation::Prefix("acme:".into()),
             Invalidation::Domain { tenant: Some(support::tenant("acme")), domain: domain() },
             Invalidation::Domain { tenant: None, domain: domain() },
+            Invalidation::Tag { tenant: Some(support::tenant("acme")), tag: "all".into() },
             Invalidation::All,
         ] {
             version += 1;
