@@ -223,6 +223,23 @@ mod redis {
         until("trust", || here.trusted()).await;
     }
 
+    /// P6: trust ends with the failure itself, not when it would have run out; and returns only when what failed
+    /// is out.
+    #[tokio::test]
+    async fn a_failed_invalidation_ends_trust_at_once() {
+        let server = RedisServer::start();
+        let instance = Instance::start(&server).await;
+        let cache = instance.cache();
+        // A sequence that cannot be counted: the script fails, and everything else goes on.
+        server.command(&["SET", "{cache:invalidate}:seq", "no number"]);
+        assert!(instance.trusted());
+        cache.invalidate("acme:d:1").await.expect_err("the script fails");
+        assert!(!instance.trusted());
+        server.command(&["DEL", "{cache:invalidate}:seq"]);
+        until("the repetition", || instance.bus.state().pending == 0).await;
+        until("trust", || instance.trusted()).await;
+    }
+
     /// SF9, SH5: a dropped bus leaves no subscription behind.
     #[tokio::test]
     async fn a_dropped_bus_leaves_nothing() {

@@ -12,7 +12,7 @@ use crate::ambient::carry;
 use crate::far::FarTier;
 use crate::fetch::Fetch;
 use crate::flight::{Boarding, Flights, Landing};
-use crate::generation::{self, generation_key, tag_key, tenant_of};
+use crate::generation::{self, generation_key, tenant_of};
 use crate::key::{CacheKey, NearKey, NearQuery, with_ids};
 use crate::load::{LoadFn, Loader, Loading, load_fn};
 use crate::near::{NearTier, Remembered, Ticket};
@@ -330,9 +330,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     /// As [`invalidate`](Self::invalidate).
     pub async fn invalidate_tag(&self, tag: &str) -> Result<(), CacheError> {
         let tenant = self.tenant()?;
-        let text = tag_key(tenant.as_ref().map(TenantId::as_str), tag);
-        validate(&text)?;
-        self.inner.shared.renumber(&text, &Invalidation::Tag { tenant, tag: tag.into() }).await
+        self.inner.shared.invalidate_tag(tenant.as_ref(), tag).await
     }
 
     /// What this cache has done since it was made, in this process.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use cache_core::key::{Owner, validate_domain};
+use cache_core::key::{Owner, validate, validate_domain};
 use cache_core::{
     CacheError, CacheService, Clock, Invalidation, InvalidationBus, Subscription, TenantId, Trust,
 };
@@ -81,7 +81,7 @@ impl Caches {
     /// [`CacheError::InvalidKey`], and those of the far tier and of telling the others.
     pub async fn invalidate_keys(&self, keys: &[&str]) -> Result<(), CacheError> {
         for key in keys {
-            cache_core::key::validate(key)?;
+            validate(key)?;
         }
         if let Some(far) = &self.shared.far {
             far.invalidate_many(keys).await?;
@@ -99,7 +99,7 @@ impl Caches {
     /// # Errors
     /// As [`invalidate_keys`](Self::invalidate_keys); an empty prefix is refused.
     pub async fn invalidate_prefix(&self, prefix: &str) -> Result<u64, CacheError> {
-        cache_core::key::validate(prefix)?;
+        validate(prefix)?;
         let mut removed = 0;
         if let Some(far) = &self.shared.far {
             removed = far.invalidate_prefix(prefix).await?;
@@ -127,12 +127,9 @@ impl Caches {
     /// one step.
     ///
     /// # Errors
-    /// Those of the far tier and of telling the others.
+    /// [`CacheError::InvalidKey`], and those of the far tier and of telling the others.
     pub async fn invalidate_tag(&self, tenant: Option<&TenantId>, tag: &str) -> Result<(), CacheError> {
-        let text = tag_key(tenant.map(TenantId::as_str), tag);
-        cache_core::key::validate(&text)?;
-        let message = Invalidation::Tag { tenant: tenant.cloned(), tag: tag.into() };
-        self.shared.renumber(&text, &message).await
+        self.shared.invalidate_tag(tenant, tag).await
     }
 
     /// Group invalidations that failed and are being repeated, now.
@@ -176,6 +173,17 @@ impl Shared {
             pending::begin(self);
         }
         done
+    }
+
+    pub(crate) async fn invalidate_tag(
+        self: &Arc<Self>,
+        tenant: Option<&TenantId>,
+        tag: &str,
+    ) -> Result<(), CacheError> {
+        validate(tag)?;
+        let text = tag_key(tenant.map(TenantId::as_str), tag);
+        validate(&text)?;
+        self.renumber(&text, &Invalidation::Tag { tenant: tenant.cloned(), tag: tag.into() }).await
     }
 
     pub(crate) async fn try_renumber(&self, text: &str, message: &Invalidation) -> Result<(), CacheError> {

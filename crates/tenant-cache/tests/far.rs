@@ -277,6 +277,11 @@ async fn a_failing_far_tier_costs_a_load() {
     assert!(matches!(error, CacheError::Backend(_)), "P6: the caller is told: {error:?}");
     s.far.set_broken(false);
     assert_eq!(lookup(&s.cache).await, (Some(1), Source::Far));
+    assert_eq!(lookup(&s.cache).await, (Some(1), Source::Near));
+    s.far.set_broken(true);
+    assert!(of("acme", s.cache.invalidate(&key())).await.is_err());
+    let kept = of("acme", async { s.cache.peek(&key()) }).await.unwrap();
+    assert_eq!(plain(kept), None, "this instance forgets it all the same");
     let stats = s.cache.stats();
     assert_eq!((stats.far_failures, stats.uncached_loads), (3, 3));
 }

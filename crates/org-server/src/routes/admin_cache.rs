@@ -92,7 +92,8 @@ pub async fn report(State(state): State<AppState>) -> Json<CacheReport> {
 }
 
 /// What to forget: `key` (a full key text, or with `domain` a key within it, with `tenant` the tenant's);
-/// `domain` (every tenant's, or with `tenant` one's); `prefix` of full key texts.
+/// `domain` (every tenant's, or with `tenant` one's); `prefix` of full key texts; `tag` (with `tenant` the tenant's,
+/// alone that of no tenant).
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Forget {
@@ -131,12 +132,8 @@ pub async fn invalidate(
 async fn forget(state: &AppState, what: Forget, tenant: Option<TenantId>) -> Result<Forgotten, Problem> {
     let caches = state.app().caches();
     let Forget { domain, key, prefix, tag, .. } = what;
-    if tag.is_some() {
-        let detail = "Invalidation by tag is not supported by this server yet.";
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_body", detail));
-    }
-    match (domain, key, prefix) {
-        (domain, Some(key), None) => {
+    match (domain, key, prefix, tag) {
+        (domain, Some(key), None, None) => {
             let text = match domain {
                 Some(domain) => {
                     let owner = tenant.map_or(Owner::Global, Owner::Tenant);
@@ -148,11 +145,15 @@ async fn forget(state: &AppState, what: Forget, tenant: Option<TenantId>) -> Res
             caches.invalidate_keys(&[&text]).await.map_err(problem)?;
             Ok(Forgotten { removed: None, key: Some(text) })
         }
-        (None, None, Some(prefix)) if tenant.is_none() => {
+        (None, None, Some(prefix), None) if tenant.is_none() => {
             let removed = caches.invalidate_prefix(&prefix).await.map_err(problem)?;
             Ok(Forgotten { removed: Some(removed), key: None })
         }
-        (Some(domain), None, None) => {
+        (None, None, None, Some(tag)) => {
+            caches.invalidate_tag(tenant.as_ref(), &tag).await.map_err(problem)?;
+            Ok(Forgotten { removed: None, key: None })
+        }
+        (Some(domain), None, None, None) => {
             caches.invalidate_domain(tenant.as_ref(), &domain).await.map_err(problem)?;
             Ok(Forgotten { removed: None, key: None })
         }
@@ -162,7 +163,7 @@ async fn forget(state: &AppState, what: Forget, tenant: Option<TenantId>) -> Res
 
 fn unclear() -> Problem {
     let detail = "Name one of: `key`; `domain` and `key`, with `tenant` if it is one's; `domain`, with `tenant` if \
-                  it is one's; `prefix`.";
+                  it is one's; `prefix`; `tag`, with `tenant` if it is one's.";
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_body", detail)
 }
 

@@ -300,10 +300,15 @@ async fn operators_make_caches_forget() {
     }
     let named = forget(json!({ "domain": "notes", "key": "a:b", "tenant": "t" })).send().await;
     assert_eq!(named.is(200).body["key"], "t:notes:a%3Ab");
+    for body in [json!({ "tag": "billing" }), json!({ "tag": "billing", "tenant": "t" })] {
+        forget(body).send().await.is(200);
+    }
     for body in [
         json!({}),
         json!({ "tenant": "t" }),
         json!({ "key": "k", "prefix": "p" }),
+        json!({ "tag": "t", "domain": "org" }),
+        json!({ "tag": "" }),
         json!({ "key": "k", "tenant": "t" }),
         json!({ "prefix": "" }),
         json!({ "key": "a\nb" }),
