@@ -7,7 +7,9 @@
 //!
 //! async fn fixture() -> conformance::cache::CacheFixture { … }
 //! ```
-//! Each case runs twice: on the service as it is, and through the forwarding of `Arc`.
+//! Each case runs twice: on the service as it is, and through the forwarding of `Arc`. A case that hangs fails,
+//! and so does one after which a task is left. A store that several instances share gives the fixture a second
+//! one by [`CacheFixture::with_peer`].
 
 pub mod concurrent;
 pub mod keys;
@@ -24,6 +26,8 @@ use cache_core::{CacheService, ManualClock};
 pub struct CacheFixture {
     /// The service; its `max_value_bytes` is [`MAX_VALUE_BYTES`].
     pub service: Arc<dyn CacheService>,
+    /// Another way to the same store: a second instance where a backend can have one, else the same.
+    pub peer: Arc<dyn CacheService>,
     /// How time passes for it.
     pub time: Time,
     /// Begins every key of the case: tests share a store and never empty it.
@@ -56,7 +60,24 @@ impl CacheFixture {
     /// A fixture with a random scope.
     #[must_use]
     pub fn new(service: Arc<dyn CacheService>, time: Time) -> Self {
-        Self { service, time, scope: format!("t{:016x}/", rand::random::<u64>()) }
+        let (peer, scope) = (Arc::clone(&service), format!("t{:016x}/", rand::random::<u64>()));
+        Self { service, peer, time, scope }
+    }
+
+    /// Adds a second instance on the same store.
+    #[must_use]
+    pub fn with_peer(mut self, peer: Arc<dyn CacheService>) -> Self {
+        self.peer = peer;
+        self
+    }
+
+    /// A life that ends within the case, and not while it looks: in real time longer, for a busy machine.
+    #[must_use]
+    pub fn short(&self) -> Duration {
+        match self.time {
+            Time::Manual(_) => Duration::from_millis(120),
+            Time::Real => Duration::from_millis(400),
+        }
     }
 
     /// How often a case repeats what depends on luck: as often as asked where a call costs microseconds, a
@@ -78,8 +99,9 @@ impl CacheFixture {
     /// The same store, each call going through the forwarding implementation for `Arc`.
     #[must_use]
     pub fn forwarded(self) -> Self {
-        let service: Arc<dyn CacheService> = Arc::new(self.service);
-        Self::new(service, self.time)
+        let (service, peer): (Arc<dyn CacheService>, Arc<dyn CacheService>) =
+            (Arc::new(self.service), Arc::new(self.peer));
+        Self::new(service, self.time).with_peer(peer)
     }
 }
 
@@ -115,6 +137,7 @@ macro_rules! cache_suite {
                     keys,
                     [
                         hostile_keys_are_ordinary,
+                        hostile_keys_are_ordinary_in_bulk_and_as_prefixes,
                         unacceptable_keys_are_refused_everywhere,
                         bulk_reads_keep_their_order,
                         bulk_writes_store_all_or_refuse_all,
@@ -146,6 +169,10 @@ macro_rules! cache_suite {
                         a_foreign_release_does_nothing,
                         a_fill_with_no_life_gives_the_lease_up,
                         an_oversized_fill_keeps_the_lease,
+                        what_is_filled_has_a_life_of_its_own,
+                        a_refresh_with_no_life_removes_what_it_saw,
+                        leases_are_held_under_hostile_keys_too,
+                        another_instance_is_on_the_same_store,
                         a_refresh_replaces_what_it_saw,
                         a_refresh_gives_way,
                         a_dead_value_is_taken_over_once,

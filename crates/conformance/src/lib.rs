@@ -7,12 +7,20 @@
 //! |---|---|
 //! | the suite of `CacheService` | [`cache`], [`cache_suite!`] |
 //! | the suite of `Locks` | [`lock`], [`lock_suite!`] |
+//! | what a test must leave behind: nothing | [`hygiene`] |
+//! | the cache contract in its plainest form, to compare with | [`model`] |
+//! | a `CacheService` that fails when it is told to | [`faults`] |
 //! | real Redis servers on free ports | [`redis_server`] |
+//! | a faulty network in front of them | [`proxy`] |
 //! | a few lines of Redis protocol | [`resp`] |
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
 pub mod cache;
+pub mod faults;
+pub mod hygiene;
 pub mod lock;
+pub mod model;
+pub mod proxy;
 pub mod redis_server;
 pub mod resp;
 
@@ -24,8 +32,11 @@ macro_rules! cases {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
-                $crate::$suite::$module::$case($fixture().await).await;
-                $crate::$suite::$module::$case($fixture().await.forwarded()).await;
+                $crate::hygiene::case(async { $crate::$suite::$module::$case($fixture().await).await }).await;
+                $crate::hygiene::case(async {
+                    $crate::$suite::$module::$case($fixture().await.forwarded()).await;
+                })
+                .await;
             }
         )*
     };

@@ -2,7 +2,6 @@
 
 #![expect(clippy::missing_panics_doc, reason = "a case fails by panicking")]
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cache_core::{CacheServiceExt, Claim, Lookup, Stamp, Ttl};
+use cache_core::{CacheService, CacheServiceExt, Claim, Lookup, Stamp, Ttl};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::Barrier;
@@ -37,51 +36,85 @@ pub async fn one_of_many_callers_gets_the_lease(f: CacheFixture) {
     }
 }
 
-/// SE17, P1, P3: loaders, readers and one writer on a few keys; no read is older than what the writer had
-/// committed and invalidated before the read began.
+/// SE17, P1, P3: readers, loaders, refreshers and those who take over, on two instances, and one writer; no
+/// read is older than what the writer had committed and invalidated before it began.
 pub async fn readers_never_see_an_acknowledged_past(f: CacheFixture) {
-    const KEYS: usize = 3;
-    let truth: Arc<[AtomicU64; KEYS]> = Arc::default();
-    let acknowledged: Arc<[AtomicU64; KEYS]> = Arc::default();
-    let keys: Arc<Vec<String>> = Arc::new((0..KEYS).map(|n| f.key(&n.to_string())).collect());
+    let origin = Arc::new(Origin::default());
+    let keys: Arc<[String; KEYS]> = Arc::new(std::array::from_fn(|n| f.key(&n.to_string())));
     let mut tasks = JoinSet::new();
     for seed in 0..8 {
-        let (service, keys) = (f.service.clone(), keys.clone());
-        let (truth, acknowledged) = (truth.clone(), acknowledged.clone());
-        let mut rng = StdRng::seed_from_u64(seed);
+        let service = if seed % 2 == 0 { f.service.clone() } else { f.peer.clone() };
+        let (origin, keys, mut rng) = (origin.clone(), keys.clone(), StdRng::seed_from_u64(seed));
         tasks.spawn(async move {
             for _ in 0..150 {
                 let n = rng.random_range(0..KEYS);
-                let least = acknowledged[n].load(Ordering::SeqCst);
-                let version = match service.get_or_lease(&keys[n], LEASE).await.unwrap() {
-                    Lookup::Hit(bytes) => cache_core::Json::from_bytes::<u64>(&bytes).unwrap(),
-                    Lookup::Busy => {
-                        tokio::task::yield_now().await;
-                        continue;
-                    }
-                    Lookup::Granted(claim) => {
-                        let version = truth[n].load(Ordering::SeqCst);
-                        tokio::task::yield_now().await;
-                        let bytes = Bytes::from(version.to_string());
-                        service.fill(&keys[n], &claim, bytes, Ttl::Default).await.unwrap();
-                        version
-                    }
-                };
-                assert!(version >= least, "read {version} after {least} was acknowledged");
+                let least = origin.acknowledged[n].load(Ordering::SeqCst);
+                if let Some(version) = read(&*service, &keys[n], &origin, n, rng.random_range(0..4)).await {
+                    assert!(version >= least, "read {version} after {least} was acknowledged");
+                }
             }
         });
     }
-    let service = f.service.clone();
-    tasks.spawn(async move {
-        for round in 0..150 {
-            let n = round % KEYS;
-            let version = truth[n].fetch_add(1, Ordering::SeqCst) + 1;
-            service.invalidate(&keys[n]).await.unwrap();
-            acknowledged[n].store(version, Ordering::SeqCst);
-            tokio::task::yield_now().await;
+    for round in 0..150 {
+        let n = round % KEYS;
+        let version = origin.truth[n].fetch_add(1, Ordering::SeqCst) + 1;
+        match round % 4 {
+            0 => f.service.invalidate_many(&[&keys[n], &f.scope]).await.unwrap(),
+            1 => drop(f.service.invalidate_prefix(&keys[n]).await.unwrap()),
+            _ => f.service.invalidate(&keys[n]).await.unwrap(),
         }
-    });
-    tasks.join_all().await;
+        origin.acknowledged[n].store(version, Ordering::SeqCst);
+        tokio::task::yield_now().await;
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+}
+
+const KEYS: usize = 3;
+
+/// What is cached: a version per key, and which of them no reader may be behind.
+#[derive(Debug, Default)]
+struct Origin {
+    truth: [AtomicU64; KEYS],
+    acknowledged: [AtomicU64; KEYS],
+}
+
+impl Origin {
+    /// The row, after a moment; its first 33 bytes are unlike those of any other load.
+    async fn load(&self, n: usize) -> Bytes {
+        let version = self.truth[n].load(Ordering::SeqCst);
+        let unique: [u8; Stamp::BYTES] = rand::random();
+        tokio::task::yield_now().await;
+        [&unique[..], &version.to_be_bytes()].concat().into()
+    }
+}
+
+/// Reads a key in one of four ways; `None` when there was nothing to see.
+async fn read(service: &dyn CacheService, key: &str, origin: &Origin, n: usize, way: u8) -> Option<u64> {
+    let version = |bytes: &Bytes| {
+        let (_, version) = bytes.split_last_chunk().expect("a row ends with its version");
+        u64::from_be_bytes(*version)
+    };
+    let seen = service.get_bytes(key).await.unwrap();
+    let (claim, found) = match (way, seen) {
+        (0, seen) => return seen.as_ref().map(version),
+        (1, Some(seen)) => (Claim::replacing(Stamp::of(&seen)), seen),
+        (way, seen) => {
+            let lookup = match seen {
+                Some(seen) if way == 2 => service.lease_over(key, &Stamp::of(&seen), LEASE).await.unwrap(),
+                _ => service.get_or_lease(key, LEASE).await.unwrap(),
+            };
+            match lookup {
+                Lookup::Hit(bytes) => return Some(version(&bytes)),
+                Lookup::Busy => return None,
+                Lookup::Granted(claim) => (claim, Bytes::new()),
+            }
+        }
+    };
+    let loaded = origin.load(n).await;
+    service.fill(key, &claim, loaded.clone(), Ttl::Default).await.unwrap();
+    Some(version(if found.is_empty() { &loaded } else { &found }))
 }
 
 /// SE1, SE6, P3: a fill that runs at the very moment of an invalidation is refused or removed: whichever comes
@@ -175,68 +208,12 @@ pub async fn cancelled_calls_leave_nothing_behind(f: CacheFixture) {
     tokio::time::timeout(Duration::from_secs(10), work).await.expect("nothing is locked");
 }
 
-/// SH1: random operations of one caller, against a map.
+/// SH1: random operations of one caller, of every kind and with time passing where it can be told to, answer
+/// as the model does.
 pub async fn random_operations_agree_with_a_naive_model(f: CacheFixture) {
-    let seed = rand::random();
-    let mut rng = StdRng::seed_from_u64(seed);
-    let keys: Vec<String> = ["a", "ab", "b"].iter().map(|name| f.key(name)).collect();
-    let mut values: HashMap<usize, u64> = HashMap::new();
-    let mut leases: HashMap<usize, Claim> = HashMap::new();
-    let mut spent: Vec<(usize, Claim)> = Vec::new();
-    for step in 0..600_u64 {
-        let (n, at) = (rng.random_range(0..keys.len()), format!("seed {seed}, step {step}"));
-        let key = &keys[n];
-        match rng.random_range(0..8) {
-            0 => {
-                f.service.set(key, &step, None).await.unwrap();
-                values.insert(n, step);
-                spent.extend(leases.remove(&n).map(|claim| (n, claim)));
-            }
-            1 => {
-                f.service.invalidate(key).await.unwrap();
-                values.remove(&n);
-                spent.extend(leases.remove(&n).map(|claim| (n, claim)));
-            }
-            2 => {
-                let starting: Vec<usize> =
-                    (0..keys.len()).filter(|n| keys[*n].starts_with(key.as_str())).collect();
-                let expected = starting.iter().filter(|n| values.contains_key(n)).count() as u64;
-                assert_eq!(f.service.invalidate_prefix(key).await.unwrap(), expected, "{at}");
-                for n in starting {
-                    values.remove(&n);
-                    spent.extend(leases.remove(&n).map(|claim| (n, claim)));
-                }
-            }
-            3 | 4 => match f.service.get_or_lease(key, LEASE).await.unwrap() {
-                Lookup::Hit(bytes) => {
-                    assert_eq!(
-                        values.get(&n).map(u64::to_string).as_deref(),
-                        std::str::from_utf8(&bytes).ok(),
-                        "{at}"
-                    );
-                }
-                Lookup::Busy => assert!(leases.contains_key(&n), "{at}"),
-                Lookup::Granted(claim) => {
-                    assert!(!values.contains_key(&n) && !leases.contains_key(&n), "{at}");
-                    leases.insert(n, claim);
-                }
-            },
-            5 => {
-                if let Some(claim) = leases.remove(&n) {
-                    let bytes = Bytes::from(step.to_string());
-                    assert!(f.service.fill(key, &claim, bytes, Ttl::Default).await.unwrap(), "{at}");
-                    values.insert(n, step);
-                    spent.push((n, claim));
-                }
-            }
-            6 => {
-                if let Some((n, claim)) = spent.pop() {
-                    let bytes = Bytes::from_static(b"0");
-                    assert!(!f.service.fill(&keys[n], &claim, bytes, Ttl::Default).await.unwrap(), "{at}");
-                }
-            }
-            _ => assert_eq!(f.service.get::<u64>(key).await.unwrap(), values.get(&n).copied(), "{at}"),
-        }
+    for _ in 0..f.rounds(10) {
+        f.service.invalidate_prefix(&f.scope).await.unwrap();
+        crate::model::agree(&f, rand::random(), 500).await;
     }
 }
 

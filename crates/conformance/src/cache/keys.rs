@@ -12,34 +12,36 @@ use super::CacheFixture;
 
 const LEASE: std::time::Duration = std::time::Duration::from_secs(30);
 
+/// Text that patterns, hash tags, escapes and shells would take for something else.
+const HOSTILE: [&str; 22] = [
+    " ",
+    "a b",
+    "*",
+    "?",
+    "[a]",
+    "[^a]",
+    "\\",
+    "a\\*",
+    "-",
+    "{a}",
+    "{",
+    "}",
+    "%",
+    "%00",
+    "a:b:c",
+    "é",
+    "日本語",
+    "\u{1f600}",
+    "'\"",
+    "${x}",
+    "--",
+    "\u{a0}",
+];
+
 /// A8: any text without control characters is a key: spaces, globs, braces, percent signs, other scripts.
 pub async fn hostile_keys_are_ordinary(f: CacheFixture) {
-    let fill = "x".repeat(512 - f.scope.len());
-    let names = [
-        " ",
-        "a b",
-        "*",
-        "?",
-        "[a]",
-        "[^a]",
-        "\\",
-        "a\\*",
-        "-",
-        "{a}",
-        "{",
-        "}",
-        "%",
-        "%00",
-        "a:b:c",
-        "é",
-        "日本語",
-        "\u{1f600}",
-        "'\"",
-        "${x}",
-        "--",
-        "\u{a0}",
-        &fill,
-    ];
+    let longest = "x".repeat(512 - f.scope.len());
+    let names: Vec<&str> = HOSTILE.into_iter().chain([longest.as_str()]).collect();
     for (value, name) in names.iter().enumerate() {
         f.service.set(&f.key(name), &value, None).await.unwrap();
     }
@@ -50,6 +52,25 @@ pub async fn hostile_keys_are_ordinary(f: CacheFixture) {
         f.service.invalidate(&f.key(name)).await.unwrap();
         assert_eq!(f.service.get::<usize>(&f.key(name)).await.unwrap(), None, "{name}");
     }
+}
+
+/// A5, A6, A8: bulk calls take the same keys, named twice too; and every one of them is a prefix like any other.
+pub async fn hostile_keys_are_ordinary_in_bulk_and_as_prefixes(f: CacheFixture) {
+    let keys: Vec<String> = HOSTILE.iter().map(|name| f.key(name)).collect();
+    let twice: Vec<&str> = keys.iter().chain(&keys).map(String::as_str).collect();
+    let entries: Vec<(&str, usize)> = twice.iter().copied().zip(0..).collect();
+    let expected: Vec<Option<usize>> = (keys.len()..2 * keys.len()).map(Some).collect();
+    f.service.set_many(&entries, None).await.unwrap();
+    assert_eq!(f.service.get_many(&twice).await.unwrap(), [expected.clone(), expected].concat());
+    for prefix in HOSTILE {
+        f.service.set_many(&entries, None).await.unwrap();
+        let removed = f.service.invalidate_prefix(&f.key(prefix)).await.unwrap();
+        let starting = HOSTILE.iter().filter(|name| name.starts_with(prefix)).count() as u64;
+        assert_eq!(removed, starting, "{prefix}");
+    }
+    f.service.set_many(&entries, None).await.unwrap();
+    f.service.invalidate_many(&twice).await.unwrap();
+    assert_eq!(f.service.get_many::<usize>(&twice).await.unwrap(), vec![None; twice.len()]);
 }
 
 /// A8: empty, too long, and control characters are refused by every call, by kind, before anything happens.

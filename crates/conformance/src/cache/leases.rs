@@ -10,7 +10,6 @@ use cache_core::{CacheError, CacheService, Claim, Lookup, Stamp, Ttl};
 use super::{CacheFixture, MAX_VALUE_BYTES};
 
 const LEASE: Duration = Duration::from_secs(30);
-const SHORT: Duration = Duration::from_millis(120);
 
 fn value(text: &'static str) -> Bytes {
     Bytes::from_static(text.as_bytes())
@@ -35,16 +34,18 @@ async fn stored(service: &dyn CacheService, key: &str) -> Option<Bytes> {
 pub async fn one_caller_gets_the_lease(f: CacheFixture) {
     let key = f.key("k");
     let _claim = granted(&*f.service, &key).await;
+    let asked = std::time::Instant::now();
     assert_eq!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Busy);
+    assert!(asked.elapsed() < LEASE / 3, "the answer does not wait for the lease");
     assert!(matches!(f.service.get_or_lease(&f.key("other"), LEASE).await.unwrap(), Lookup::Granted(_)));
 }
 
 /// A12: a value that is there is a hit, and its life is not touched.
 pub async fn a_value_is_a_hit(f: CacheFixture) {
     let key = f.key("k");
-    f.service.set_bytes(&key, value("v"), SHORT.into()).await.unwrap();
+    f.service.set_bytes(&key, value("v"), f.short().into()).await.unwrap();
     assert_eq!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Hit(value("v")));
-    f.time.pass(SHORT).await;
+    f.time.pass(f.short()).await;
     assert!(matches!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Granted(_)));
 }
 
@@ -108,8 +109,11 @@ pub async fn a_set_defeats_the_fill(f: CacheFixture) {
     f.service.set_many_bytes(&[(other.as_str(), value("new"))], Ttl::Default).await.unwrap();
     assert!(!fill(&*f.service, &key, &claim, "old").await);
     assert!(!fill(&*f.service, &other, &bulk, "old").await);
-    assert_eq!(stored(&*f.service, &key).await, Some(value("new")));
-    assert_eq!(stored(&*f.service, &other).await, Some(value("new")));
+    for key in [&key, &other] {
+        assert_eq!(stored(&*f.service, key).await, Some(value("new")));
+        let found = f.service.get_or_lease(key, LEASE).await.unwrap();
+        assert_eq!(found, Lookup::Hit(value("new")), "a value for everyone");
+    }
     let zero = f.key("zero");
     let claim = granted(&*f.service, &zero).await;
     f.service.set_bytes(&zero, value("new"), Duration::ZERO.into()).await.unwrap();
@@ -131,11 +135,21 @@ pub async fn a_second_load_of_one_client_does_not_revive_the_first(f: CacheFixtu
 /// SA13: a lease ends by itself; the next caller gets it, and the late fill is refused.
 pub async fn an_expired_lease_passes_on(f: CacheFixture) {
     let key = f.key("k");
-    let Lookup::Granted(late) = f.service.get_or_lease(&key, SHORT).await.unwrap() else {
+    let Lookup::Granted(late) = f.service.get_or_lease(&key, f.short()).await.unwrap() else {
         panic!("the lease is free");
     };
-    assert_eq!(f.service.get_or_lease(&key, SHORT).await.unwrap(), Lookup::Busy);
-    f.time.pass(SHORT).await;
+    if let super::Time::Manual(clock) = &f.time {
+        clock.advance(f.short() - Duration::from_nanos(1));
+        assert_eq!(
+            f.service.get_or_lease(&key, LEASE).await.unwrap(),
+            Lookup::Busy,
+            "to the last nanosecond"
+        );
+        clock.advance(Duration::from_nanos(1));
+    } else {
+        assert_eq!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Busy);
+        f.time.pass(f.short()).await;
+    }
     assert!(!fill(&*f.service, &key, &late, "late").await);
     let next = granted(&*f.service, &key).await;
     assert!(!fill(&*f.service, &key, &late, "late").await);
@@ -146,11 +160,11 @@ pub async fn an_expired_lease_passes_on(f: CacheFixture) {
 /// COHERENCE 1.4: a lease that is renewed outlives its first end; one that is gone is not revived.
 pub async fn a_renewed_lease_stands(f: CacheFixture) {
     let key = f.key("k");
-    let Lookup::Granted(claim) = f.service.get_or_lease(&key, SHORT).await.unwrap() else {
+    let Lookup::Granted(claim) = f.service.get_or_lease(&key, f.short()).await.unwrap() else {
         panic!("the lease is free");
     };
     assert!(f.service.renew(&key, &claim, LEASE).await.unwrap());
-    f.time.pass(SHORT).await;
+    f.time.pass(f.short()).await;
     assert_eq!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Busy);
     assert!(fill(&*f.service, &key, &claim, "v").await);
     assert!(!f.service.renew(&key, &claim, LEASE).await.unwrap(), "used up");
@@ -200,6 +214,70 @@ pub async fn an_oversized_fill_keeps_the_lease(f: CacheFixture) {
     let refused = f.service.fill(&key, &claim, large, Ttl::Default).await;
     assert!(matches!(refused, Err(CacheError::ValueTooLarge { .. })), "{refused:?}");
     assert!(fill(&*f.service, &key, &claim, "v").await);
+}
+
+/// A2, A3: what a fill or a refresh stores has the life it says: its own, the default, a huge one that is clamped.
+pub async fn what_is_filled_has_a_life_of_its_own(f: CacheFixture) {
+    let (short, long) = (f.key("short"), f.key("long"));
+    for refresh in [false, true] {
+        for (key, life) in [(&short, f.short().into()), (&long, Duration::MAX.into())] {
+            let claim = if refresh {
+                f.service.set_bytes(key, value("old"), Ttl::Default).await.unwrap();
+                Claim::replacing(Stamp::of(&value("old")))
+            } else {
+                granted(&*f.service, key).await
+            };
+            assert!(f.service.fill(key, &claim, value("new"), life).await.unwrap());
+        }
+        assert_eq!(stored(&*f.service, &short).await, Some(value("new")));
+        f.time.pass(f.short()).await;
+        assert_eq!(stored(&*f.service, &short).await, None, "refresh {refresh}");
+        assert_eq!(stored(&*f.service, &long).await, Some(value("new")), "refresh {refresh}");
+        f.service.invalidate(&long).await.unwrap();
+    }
+}
+
+/// A3, SE6: a refresh with a life of zero removes the value it saw.
+pub async fn a_refresh_with_no_life_removes_what_it_saw(f: CacheFixture) {
+    let key = f.key("k");
+    f.service.set_bytes(&key, value("old"), Ttl::Default).await.unwrap();
+    let claim = Claim::replacing(Stamp::of(&value("old")));
+    assert!(f.service.fill(&key, &claim, value("new"), Duration::ZERO.into()).await.unwrap());
+    assert_eq!(stored(&*f.service, &key).await, None);
+    assert!(!fill(&*f.service, &key, &claim, "new").await);
+}
+
+/// A8: leases, fills and take-overs work under any key.
+pub async fn leases_are_held_under_hostile_keys_too(f: CacheFixture) {
+    let longest = "x".repeat(512 - f.scope.len());
+    for name in ["*", "[a-z]", "\\", "{a}", "}{", "%s", " ", "é\u{1f600}", &longest] {
+        let (key, dead) = (f.key(name), Stamp::of(&value("v")));
+        let claim = granted(&*f.service, &key).await;
+        assert_eq!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Busy, "{name}");
+        assert!(f.service.renew(&key, &claim, LEASE).await.unwrap(), "{name}");
+        assert!(fill(&*f.service, &key, &claim, "v").await, "{name}");
+        let Lookup::Granted(claim) = f.service.lease_over(&key, &dead, LEASE).await.unwrap() else {
+            panic!("{name}: the value is the one that was seen");
+        };
+        f.service.release(&key, &claim).await.unwrap();
+        let _claim = granted(&*f.service, &key).await;
+    }
+}
+
+/// SE7, P4: leases, values and invalidations are the store's, not an instance's.
+pub async fn another_instance_is_on_the_same_store(f: CacheFixture) {
+    let (key, here, there) = (f.key("k"), &*f.service, &*f.peer);
+    let old = granted(here, &key).await;
+    assert_eq!(there.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Busy);
+    there.invalidate(&key).await.unwrap();
+    assert!(!fill(here, &key, &old, "old").await, "taken away by the other");
+    let new = granted(there, &key).await;
+    assert!(!fill(here, &key, &old, "old").await);
+    assert!(fill(there, &key, &new, "new").await);
+    assert_eq!(stored(here, &key).await, Some(value("new")));
+    there.invalidate_prefix(&key).await.unwrap();
+    assert!(!fill(here, &key, &Claim::replacing(Stamp::of(&value("new"))), "old").await);
+    assert_eq!(stored(here, &key).await, None);
 }
 
 /// SE6: a refresh stores over the value it saw, with which readers went on meanwhile.

@@ -10,8 +10,6 @@ use cache_core::{CacheError, CacheServiceExt, Ttl};
 
 use super::{CacheFixture, MAX_VALUE_BYTES};
 
-const SHORT: Duration = Duration::from_millis(120);
-
 /// A2: what was set is read, by the typed and by the plain call.
 pub async fn set_then_get(f: CacheFixture) {
     let key = f.key("k");
@@ -57,12 +55,12 @@ pub async fn an_absent_key_is_none(f: CacheFixture) {
 /// A2: the newer value counts, and so does the newer life: a longer one keeps, a shorter one ends.
 pub async fn overwriting_replaces_value_and_life(f: CacheFixture) {
     let (longer, shorter) = (f.key("longer"), f.key("shorter"));
-    f.service.set(&longer, &1, SHORT).await.unwrap();
+    f.service.set(&longer, &1, f.short()).await.unwrap();
     f.service.set(&longer, &2, Some(300)).await.unwrap();
     f.service.set(&shorter, &1, Some(300)).await.unwrap();
-    f.service.set(&shorter, &2, SHORT).await.unwrap();
+    f.service.set(&shorter, &2, f.short()).await.unwrap();
     assert_eq!(f.service.get(&shorter).await.unwrap(), Some(2));
-    f.time.pass(SHORT).await;
+    f.time.pass(f.short()).await;
     assert_eq!(f.service.get(&longer).await.unwrap(), Some(2));
     assert_eq!(f.service.get::<u32>(&shorter).await.unwrap(), None);
 }
@@ -70,15 +68,15 @@ pub async fn overwriting_replaces_value_and_life(f: CacheFixture) {
 /// A2, B2: every entry honours its own life, and is never returned after it.
 pub async fn an_entry_lives_as_long_as_it_says(f: CacheFixture) {
     let (short, long) = (f.key("short"), f.key("long"));
-    f.service.set(&short, &1, SHORT).await.unwrap();
-    f.service.set(&long, &1, SHORT * 10).await.unwrap();
+    f.service.set(&short, &1, f.short()).await.unwrap();
+    f.service.set(&long, &1, f.short() * 10).await.unwrap();
     assert_eq!(f.service.get(&short).await.unwrap(), Some(1));
     if let super::Time::Manual(clock) = &f.time {
-        clock.advance(SHORT - Duration::from_nanos(1));
+        clock.advance(f.short() - Duration::from_nanos(1));
         assert_eq!(f.service.get(&short).await.unwrap(), Some(1), "to the last nanosecond");
         clock.advance(Duration::from_nanos(1));
     } else {
-        f.time.pass(SHORT).await;
+        f.time.pass(f.short()).await;
     }
     assert_eq!(f.service.get::<u32>(&short).await.unwrap(), None);
     assert_eq!(f.service.get_many::<u32>(&[&short, &long]).await.unwrap(), [None, Some(1)]);
@@ -88,7 +86,7 @@ pub async fn an_entry_lives_as_long_as_it_says(f: CacheFixture) {
 pub async fn the_default_life_is_the_services(f: CacheFixture) {
     let key = f.key("k");
     f.service.set(&key, &1, None).await.unwrap();
-    f.time.pass(SHORT).await;
+    f.time.pass(f.short()).await;
     assert_eq!(f.service.get(&key).await.unwrap(), Some(1));
     if let super::Time::Manual(clock) = &f.time {
         clock.advance(Duration::from_secs(300));
