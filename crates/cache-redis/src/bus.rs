@@ -12,16 +12,20 @@
 //! | what a message looks like | [`message`] |
 //! | when memory is trusted: the state machine | `trust` |
 //! | the task that listens and beats | `listener` |
-//! | invalidations that failed and are repeated | `pending` |
+//! | how something is announced, and repeated until it was | `announce`, `pending` |
+//! | messages for this instance alone | [`RedisBus::on_wake`] |
 
 pub mod message;
 
+mod announce;
+mod inbox;
 mod listener;
 mod pending;
 mod trust;
+mod wake;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -29,15 +33,14 @@ use cache_core::bus::{BusHealth, Sinks};
 use cache_core::{
     BusState, CacheError, Clock, Invalidation, InvalidationBus, InvalidationSink, Subscription, Tick, Trust,
 };
-use metrics::counter;
 use parking_lot::Mutex;
+use tokio::task::AbortHandle;
 use uuid::Uuid;
 
+use crate::bus::announce::Announcement;
 use crate::bus::pending::Pending;
+use crate::bus::wake::Wakes;
 use crate::connection::RedisLink;
-use crate::error::CallError;
-use crate::keyspace::BATCH;
-use crate::script;
 
 /// How the bus proves that nothing was missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,12 +82,10 @@ impl BusPolicy {
     }
 }
 
-/// The bus of one instance. Listening begins with the first subscription, and ends when the bus is dropped.
+/// The bus of one instance. Listening begins with the first subscription, and ends when the bus is dropped or
+/// [shut down](Self::shutdown).
 #[derive(Debug)]
-pub struct RedisBus {
-    shared: Arc<Shared>,
-    listener: OnceLock<tokio::task::AbortHandle>,
-}
+pub struct RedisBus(Arc<Shared>);
 
 /// What the bus shares with its tasks.
 #[derive(Debug)]
@@ -96,11 +97,24 @@ pub(crate) struct Shared {
     instance: String,
     channel: String,
     echo_channel: String,
+    wake_channel: String,
     sequence_key: String,
     sinks: Sinks,
+    wakes: Wakes,
     trust: Arc<Trust>,
     pending: Mutex<Pending>,
+    /// Numbers the beats of all subscriptions: a late echo must not be taken for that of a newer beat.
+    beats: AtomicU64,
     counts: Counts,
+    tasks: Mutex<Tasks>,
+    closed: AtomicBool,
+}
+
+/// What runs in the background.
+#[derive(Debug, Default)]
+struct Tasks {
+    listener: Option<AbortHandle>,
+    repeater: Option<AbortHandle>,
 }
 
 #[derive(Debug, Default)]
@@ -130,8 +144,9 @@ impl RedisBus {
         let trust = Trust::none();
         // One server, never demoted: what it holds may be believed whenever it answers.
         trust.extend_far(Tick::NEVER);
-        let shared = Shared {
+        Arc::new(Self(Arc::new(Shared {
             echo_channel: format!("{channel}:echo:{instance}"),
+            wake_channel: link.prefixed(&format!("wake:{instance}")),
             sequence_key: format!("{{{channel}}}:seq"),
             link,
             policy,
@@ -139,84 +154,115 @@ impl RedisBus {
             instance,
             channel,
             sinks: Sinks::default(),
+            wakes: Wakes::default(),
             trust: Arc::new(trust),
             pending: Mutex::default(),
+            beats: AtomicU64::new(0),
             counts: Counts::default(),
-        };
-        Arc::new(Self { shared: Arc::new(shared), listener: OnceLock::new() })
+            tasks: Mutex::default(),
+            closed: AtomicBool::new(false),
+        })))
     }
 
     /// The connections it uses.
     #[must_use]
     pub fn link(&self) -> &RedisLink {
-        &self.shared.link
+        &self.0.link
     }
 
     /// The name of this instance in messages.
     #[must_use]
     pub fn instance(&self) -> &str {
-        &self.shared.instance
+        &self.0.instance
     }
 
-    /// Removes what `message` names from Redis, if it names keys, and tells every instance; one atomic step
-    /// per 1 000 keys. This process's sinks are told also when that fails.
+    /// The channel that this instance alone listens to, `<prefix>wake:<instance>`: where another instance
+    /// publishes what only this one waits for.
+    #[must_use]
+    pub fn wake_channel(&self) -> &str {
+        &self.0.wake_channel
+    }
+
+    /// Calls `handler` with each payload that is published on [`wake_channel`](Self::wake_channel), until the
+    /// guard is dropped. It must not wait: it runs in front of the invalidations.
     ///
-    /// # Errors
-    /// When it is not known to have happened; it is repeated in the background until it has.
-    pub(crate) async fn remove_and_publish(&self, message: Invalidation) -> Result<(), CacheError> {
-        let sent = self.shared.send(&message).await;
-        self.shared.sinks.apply(&message);
-        sent.map_err(|error| {
-            self.shared.repeat_later(message);
-            error.into()
-        })
+    /// A payload may be lost like any message: whoever waits for one needs a timer beside it. There is one
+    /// subscription for all handlers and all invalidations, so a handler hears the payloads of others, too.
+    pub fn on_wake(&self, handler: impl Fn(&[u8]) + Send + Sync + 'static) -> Subscription {
+        let subscription = self.0.wakes.add(Arc::new(handler));
+        self.listen();
+        subscription
+    }
+
+    /// Ends the subscription and the repetition of what failed, at once and for good. Memory is not trusted
+    /// afterwards; publishing still works.
+    pub fn shutdown(&self) {
+        self.0.closed.store(true, Ordering::Release);
+        self.0.end_tasks();
+        self.0.trust.revoke_near();
+        *self.0.counts.health.lock() = BusHealth::Down;
+    }
+
+    /// Removes keys and tells every instance, in one atomic step per 1 000. This process's sinks are told
+    /// also when that fails or is dropped, and then it is repeated in the background.
+    pub(crate) async fn remove_keys(&self, keys: Vec<Arc<str>>) -> Result<(), CacheError> {
+        self.0.announce(Announcement::removing(Invalidation::Keys(keys))).await?;
+        Ok(())
+    }
+
+    /// Removes what starts with a prefix, then tells every instance; says how many values there were.
+    pub(crate) async fn remove_prefix(&self, prefix: &str) -> Result<u64, CacheError> {
+        Ok(self.0.announce(Announcement::removing(Invalidation::Prefix(prefix.into()))).await?)
     }
 
     /// Listens from now on, unless it does already. Needs a runtime; without one the next call tries again.
     fn listen(&self) {
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            self.listener
-                .get_or_init(|| runtime.spawn(listener::run(Arc::downgrade(&self.shared))).abort_handle());
+        let mut tasks = self.0.tasks.lock();
+        if tasks.listener.is_none()
+            && !self.0.closed.load(Ordering::Acquire)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            tasks.listener = Some(runtime.spawn(listener::run(Arc::downgrade(&self.0))).abort_handle());
         }
     }
 }
 
 impl Drop for RedisBus {
     fn drop(&mut self) {
-        if let Some(listener) = self.listener.get() {
-            listener.abort();
-        }
+        self.0.closed.store(true, Ordering::Release);
+        self.0.end_tasks();
     }
 }
 
 #[async_trait]
 impl InvalidationBus for RedisBus {
     async fn publish(&self, message: &Invalidation) -> Result<(), CacheError> {
-        self.remove_and_publish(message.clone()).await
+        self.0.announce(Announcement::telling(message.clone())).await?;
+        Ok(())
     }
 
     fn subscribe(&self, sink: Arc<dyn InvalidationSink>) -> Subscription {
-        let subscription = self.shared.sinks.subscribe(sink);
+        let subscription = self.0.sinks.subscribe(sink);
         self.listen();
         subscription
     }
 
     fn trust(&self) -> Arc<Trust> {
-        Arc::clone(&self.shared.trust)
+        Arc::clone(&self.0.trust)
     }
 
     fn state(&self) -> BusState {
-        let counts = &self.shared.counts;
+        let counts = &self.0.counts;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let lag = read(&counts.lag_nanos);
         let mut state = BusState::default();
         state.health = match *counts.health.lock() {
             // Trust runs out by itself; the machine notices at its next event.
-            BusHealth::Trusted if !self.shared.trust.near(self.shared.clock.now()) => BusHealth::Probing,
+            BusHealth::Trusted if !self.0.trust.near(self.0.clock.now()) => BusHealth::Probing,
             health => health,
         };
         state.published = read(&counts.published);
-        state.pending = self.shared.pending.lock().len() as u64;
+        state.pending = self.0.pending.lock().len() as u64;
         state.received = read(&counts.received);
         state.malformed = read(&counts.malformed);
         state.gaps = read(&counts.gaps);
@@ -228,38 +274,10 @@ impl InvalidationBus for RedisBus {
 }
 
 impl Shared {
-    /// One atomic step per batch: remove, count, publish.
-    async fn send(&self, message: &Invalidation) -> Result<(), CallError> {
-        match message {
-            Invalidation::Keys(keys) => {
-                for batch in keys.chunks(BATCH) {
-                    self.send_step(batch, &Invalidation::Keys(batch.to_vec())).await?;
-                }
-                Ok(())
-            }
-            message => self.send_step(&[], message).await,
-        }
-    }
-
-    async fn send_step(&self, remove: &[Arc<str>], message: &Invalidation) -> Result<(), CallError> {
-        let mut keys = vec![self.sequence_key.clone()];
-        keys.extend(remove.iter().map(|key| self.link.prefixed(key)));
-        let text = message::write(message, &self.instance);
-        let arguments = [self.channel.as_bytes(), text.as_bytes()];
-        let _: u64 = script::INVALIDATE.run(&self.link, &keys, &arguments).await?;
-        self.counts.published.fetch_add(1, Ordering::Relaxed);
-        counter!("cache_bus_published_total").increment(1);
-        Ok(())
-    }
-
-    /// Remembers a failed announcement, and begins to repeat. Memory is not trusted until it is out: this
-    /// process could otherwise fetch the old far value back in.
-    fn repeat_later(self: &Arc<Self>, message: Invalidation) {
-        counter!("cache_bus_publish_failures_total").increment(1);
-        let first = self.pending.lock().add(message);
-        self.trust.revoke_near();
-        if first && let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(pending::repeat(Arc::downgrade(self)));
+    fn end_tasks(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in [tasks.listener, tasks.repeater].into_iter().flatten() {
+            task.abort();
         }
     }
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cache_core::cache::{ClaimKind, DEFAULT_MAX_VALUE_BYTES, DEFAULT_TTL};
 use cache_core::key::validate;
-use cache_core::{CacheError, CacheService, Claim, Invalidation, InvalidationBus, Lookup, Stamp, Ttl};
+use cache_core::{CacheError, CacheService, Claim, InvalidationBus, Lookup, Stamp, Ttl};
 use redis::cmd;
 
 use crate::bus::RedisBus;
@@ -101,7 +101,7 @@ impl RedisCacheService {
     }
 
     async fn set_or_get(&self, key: &str, token: &[u8; 16], px: u64) -> Result<Option<Vec<u8>>, CallError> {
-        let marker = keyspace::marker(token);
+        let (key, marker) = (self.link.key(key), keyspace::marker(token));
         if !self.old_server.load(Ordering::Relaxed) {
             let mut command = cmd("SET");
             command.arg(key).arg(&marker[..]).arg("NX").arg("GET").arg("PX").arg(px);
@@ -113,7 +113,7 @@ impl RedisCacheService {
                 answer => return answer,
             }
         }
-        script::LEASE.run(&self.link, &[key], &[&marker, px.to_string().as_bytes()]).await
+        script::LEASE.with(&[key], &[&marker, px.to_string().as_bytes()]).run(&self.link).await
     }
 }
 
@@ -123,7 +123,7 @@ impl CacheService for RedisCacheService {
     async fn get_bytes(&self, key: &str) -> Result<Option<Bytes>, CacheError> {
         validate(key)?;
         let mut command = cmd("GET");
-        command.arg(self.link.prefixed(key));
+        command.arg(self.link.key(key));
         let stored: Option<Vec<u8>> = self.link.call("get", &command).await?;
         Ok(stored.and_then(keyspace::value))
     }
@@ -135,7 +135,7 @@ impl CacheService for RedisCacheService {
         for batch in keys.chunks(BATCH) {
             let mut command = cmd("MGET");
             for key in batch {
-                command.arg(self.link.prefixed(key));
+                command.arg(self.link.key(key));
             }
             let stored: Vec<Option<Vec<u8>>> = self.link.call("get_many", &command).await?;
             found.extend(stored.into_iter().map(|stored| stored.and_then(keyspace::value)));
@@ -157,7 +157,7 @@ impl CacheService for RedisCacheService {
         for batch in entries.chunks(BATCH) {
             let mut pipeline = redis::pipe();
             for (key, value) in batch {
-                let key = self.link.prefixed(key);
+                let key = self.link.key(key);
                 match life {
                     Some(px) => {
                         let value = keyspace::stored(value.clone());
@@ -166,7 +166,7 @@ impl CacheService for RedisCacheService {
                     None => pipeline.cmd("UNLINK").arg(key).ignore(),
                 };
             }
-            let () = self.link.call_pipeline("set", &pipeline).await?;
+            let () = self.link.call("set", &pipeline).await?;
         }
         Ok(())
     }
@@ -182,7 +182,7 @@ impl CacheService for RedisCacheService {
             return Ok(());
         }
         let keys = keys.iter().map(|key| Arc::from(*key)).collect();
-        self.bus.remove_and_publish(Invalidation::Keys(keys)).await
+        self.bus.remove_keys(keys).await
     }
 
     /// `SCAN` on a pooled connection, `UNLINK` in batches, and one announcement at the end: about half a
@@ -190,18 +190,14 @@ impl CacheService for RedisCacheService {
     #[tracing::instrument(level = "debug", skip_all)]
     async fn invalidate_prefix(&self, prefix: &str) -> Result<u64, CacheError> {
         validate(prefix)?;
-        let removed = self.unlink_prefix(prefix).await;
-        // Also after a failure: part of the keys may be gone.
-        let told = self.bus.publish(&Invalidation::Prefix(prefix.into())).await;
-        let removed = removed?;
-        told.map(|()| removed)
+        self.bus.remove_prefix(prefix).await
     }
 
     #[tracing::instrument(level = "trace", skip_all)]
     async fn get_or_lease(&self, key: &str, lease_for: Duration) -> Result<Lookup, CacheError> {
         validate(key)?;
         let token = rand::random();
-        let held = self.set_or_get(&self.link.prefixed(key), &token, milliseconds(lease_for)).await?;
+        let held = self.set_or_get(key, &token, milliseconds(lease_for)).await?;
         Ok(lookup(held, &token))
     }
 
@@ -217,8 +213,8 @@ impl CacheService for RedisCacheService {
         let (seen, marker) = (Expected::stamp(observed), keyspace::marker(&token));
         let px = milliseconds(lease_for).to_string();
         let arguments = [&seen.bytes[..], flag(seen.whole), &marker, px.as_bytes()];
-        let key = self.link.prefixed(key);
-        let held: Option<Vec<u8>> = script::LEASE_OVER.run(&self.link, &[key], &arguments).await?;
+        let key = self.link.key(key);
+        let held: Option<Vec<u8>> = script::LEASE_OVER.with(&[key], &arguments).run(&self.link).await?;
         Ok(lookup(held, &token))
     }
 
@@ -229,7 +225,7 @@ impl CacheService for RedisCacheService {
         let (expected, stored) = (expected(claim), keyspace::stored(value));
         let px = self.life(ttl).unwrap_or(0).to_string();
         let arguments = [&expected.bytes[..], flag(expected.whole), &stored, px.as_bytes()];
-        Ok(script::FILL.run(&self.link, &[self.link.prefixed(key)], &arguments).await?)
+        Ok(script::FILL.with(&[self.link.key(key)], &arguments).run(&self.link).await?)
     }
 
     #[tracing::instrument(level = "trace", skip_all)]
@@ -241,7 +237,7 @@ impl CacheService for RedisCacheService {
             ClaimKind::Stamp(_) => "0".to_owned(),
         };
         let arguments = [&expected.bytes[..], flag(expected.whole), px.as_bytes()];
-        Ok(script::RENEW.run(&self.link, &[self.link.prefixed(key)], &arguments).await?)
+        Ok(script::RENEW.with(&[self.link.key(key)], &arguments).run(&self.link).await?)
     }
 
     #[tracing::instrument(level = "trace", skip_all)]
@@ -249,7 +245,7 @@ impl CacheService for RedisCacheService {
         validate(key)?;
         if let ClaimKind::Lease(token) = claim.kind() {
             let marker = keyspace::marker(token);
-            let _: u64 = script::RELEASE.run(&self.link, &[self.link.prefixed(key)], &[&marker]).await?;
+            let _: u64 = script::RELEASE.with(&[self.link.key(key)], &[&marker]).run(&self.link).await?;
         }
         Ok(())
     }
@@ -260,33 +256,6 @@ impl CacheService for RedisCacheService {
 
     fn bus(&self) -> Option<Arc<dyn InvalidationBus>> {
         Some(self.bus.clone())
-    }
-}
-
-impl RedisCacheService {
-    /// Leases go with the values: a marker is a key like any other, and `SCAN` returns every key that is there
-    /// from its start to its end.
-    async fn unlink_prefix(&self, prefix: &str) -> Result<u64, CallError> {
-        const OPERATION: &str = "invalidate_prefix";
-        let pattern = keyspace::starting_with(&self.link.prefixed(prefix));
-        let mut connection = self.link.pooled(OPERATION).await?;
-        let failed = |error| CallError::new(OPERATION, &error, self.link.deadline());
-        let (mut cursor, mut removed) = (0_u64, 0_u64);
-        loop {
-            let mut scan = cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(BATCH);
-            let (next, keys): (u64, Vec<Vec<u8>>) =
-                scan.query_async(&mut connection).await.map_err(failed)?;
-            if !keys.is_empty() {
-                let unlinked = script::UNLINK_VALUES.run_on(&mut connection, &keys, &[]).await;
-                let unlinked: u64 = unlinked.map_err(failed)?;
-                removed += unlinked;
-            }
-            cursor = next;
-            if cursor == 0 {
-                return Ok(removed);
-            }
-        }
     }
 }
 

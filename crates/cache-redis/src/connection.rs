@@ -7,22 +7,30 @@
 //! and the next call makes a new one; the circuit breaker keeps that from becoming a storm.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use cache_core::{BackendError, BackendErrorKind, Clock};
+use cache_core::{BackendError, BackendErrorKind, Clock, Tick};
 use deadpool_redis::{Manager, Pool, PoolError, Runtime, Timeouts};
 use parking_lot::RwLock;
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, RedisError, RedisResult};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult,
+    RedisWrite, ToRedisArgs, ToSingleRedisArg,
+};
 use tokio::sync::Mutex;
 
 use crate::error::CallError;
-use crate::policy::Breaker;
+use crate::policy::{Admission, Breaker};
 use crate::settings::{RedisSettings, SettingsError};
 
-/// Time-outs in a row after which a connection is taken for dead.
+/// Time-outs in a row after which a connection is taken for dead. So is one on which calls were only given up
+/// for as many response deadlines: callers may have less patience than the link.
 const MAX_TIMEOUTS: u32 = 3;
+
+/// Commands that may wait for the one connection before callers wait for each other; the library's 50 makes
+/// them queue twice.
+const PIPELINE_BUFFER: usize = 1_024;
 
 /// The connections to one Redis, shared by every service that uses it. Clones share everything.
 #[derive(Debug, Clone)]
@@ -31,21 +39,68 @@ pub struct RedisLink(Arc<Inner>);
 struct Inner {
     settings: RedisSettings,
     client: Client,
-    hot: RwLock<Option<Hot>>,
-    /// One task connects, the others wait for it.
-    connecting: Mutex<()>,
+    hot: RwLock<Option<Arc<Hot>>>,
+    /// One task connects, the others wait for it and share its error.
+    connecting: Mutex<Option<RedisError>>,
+    /// Attempts to connect that ended: who waited through one does not make another.
+    attempts: AtomicU64,
     connections: AtomicU32,
     pool: Pool,
     breaker: Breaker,
+    clock: Clock,
 }
 
-/// The multiplexed connection, with the number that tells it from its predecessors.
-#[derive(Clone)]
+/// The multiplexed connection, and how long it has been silent.
 struct Hot {
-    id: u32,
     connection: MultiplexedConnection,
-    timeouts: Arc<AtomicU32>,
+    /// Time-outs in a row.
+    timeouts: AtomicU32,
+    /// When a call was first given up without an answer since the last one that came; zero for none.
+    silent_since: AtomicU64,
 }
+
+/// Something quick to do on a connection, perhaps twice.
+pub(crate) trait Work: Sync {
+    /// Does it.
+    fn perform<T: FromRedisValue + Send>(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> impl Future<Output = RedisResult<T>> + Send;
+}
+
+impl Work for Cmd {
+    async fn perform<T: FromRedisValue + Send>(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> RedisResult<T> {
+        self.query_async(connection).await
+    }
+}
+
+/// Several commands in one round trip; not atomic.
+impl Work for Pipeline {
+    async fn perform<T: FromRedisValue + Send>(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> RedisResult<T> {
+        self.query_async(connection).await
+    }
+}
+
+/// A key or channel with the deployment's prefix in front, put together on the way out.
+#[derive(Clone, Copy)]
+pub(crate) struct Prefixed<'a>(&'a str, &'a str);
+
+impl ToRedisArgs for Prefixed<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        let mut text = out.writer_for_next_arg();
+        // Writing to memory cannot fail.
+        let _ = std::io::Write::write_all(&mut text, self.0.as_bytes());
+        let _ = std::io::Write::write_all(&mut text, self.1.as_bytes());
+    }
+}
+
+impl ToSingleRedisArg for Prefixed<'_> {}
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -75,21 +130,48 @@ impl RedisLink {
             settings,
             client,
             hot: RwLock::new(None),
-            connecting: Mutex::new(()),
+            connecting: Mutex::new(None),
+            attempts: AtomicU64::new(0),
             connections: AtomicU32::new(0),
             pool,
             breaker: Breaker::new(Clock::system()),
+            clock: Clock::system(),
         })))
     }
 
-    /// Asks for a sign of life, and says how long the answer took.
+    /// Asks for a sign of life, and says how long the answer took. Asked also while the circuit breaker is
+    /// open, which closes when the answer comes.
     ///
     /// # Errors
     /// [`CallError`].
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves nothing behind.
     pub async fn ping(&self) -> Result<Duration, CallError> {
         let started = std::time::Instant::now();
-        let _: redis::Value = self.call("ping", &redis::cmd("PING")).await?;
+        let admission = self.0.breaker.admit_anyway();
+        let answer = self.run("ping", &redis::cmd("PING")).await;
+        let _: redis::Value = settle(admission, answer)?;
         Ok(started.elapsed())
+    }
+
+    /// The shared connection, for services of your own that need what no contract here offers. Cheap to
+    /// clone, and for quick commands only: a blocking one stands in front of everybody's reads. Ask for it
+    /// anew for each piece of work: a connection that broke stays broken, this answers with the present one.
+    ///
+    /// Commands sent on it carry no key prefix, and are not counted by the circuit breaker.
+    ///
+    /// # Errors
+    /// [`CallError`] when no connection can be made.
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves nothing behind.
+    pub async fn connection(&self) -> Result<MultiplexedConnection, CallError> {
+        const OPERATION: &str = "connect";
+        let admission = self.0.breaker.admit().map_err(|wait| circuit_open(OPERATION, wait))?;
+        let limit = self.0.settings.connect_timeout;
+        let hot = self.hot().await.map_err(|error| CallError::new(OPERATION, &error, limit));
+        settle(admission, hot).map(|hot| hot.connection.clone())
     }
 
     /// What this link was made from.
@@ -112,53 +194,62 @@ impl RedisLink {
 
     /// A key or channel with the deployment's prefix.
     pub(crate) fn prefixed(&self, key: &str) -> String {
-        let prefix = &self.0.settings.key_prefix;
-        let mut text = String::with_capacity(prefix.len() + key.len());
-        text.push_str(prefix);
-        text.push_str(key);
-        text
+        [&self.0.settings.key_prefix, key].concat()
     }
 
-    /// Runs a quick command on the shared connection.
-    pub(crate) async fn call<T: FromRedisValue>(
-        &self,
-        operation: &'static str,
-        command: &Cmd,
-    ) -> Result<T, CallError> {
-        self.guarded(operation, async |mut connection| command.query_async(&mut connection).await).await
+    /// A key with the deployment's prefix, as an argument.
+    pub(crate) fn key<'a>(&'a self, key: &'a str) -> Prefixed<'a> {
+        Prefixed(&self.0.settings.key_prefix, key)
     }
 
-    /// Runs several quick commands in one round trip on the shared connection; not atomic.
-    pub(crate) async fn call_pipeline<T: FromRedisValue>(
+    /// Runs quick work on the shared connection, if the circuit breaker lets it, and counts its outcome.
+    ///
+    /// When the connection turns out to be gone the work is done **once more** on a new one: an idle
+    /// connection that the server closed is found out by the next command. So the work must be such that
+    /// twice does no harm.
+    pub(crate) async fn call<T: FromRedisValue + Send>(
         &self,
         operation: &'static str,
-        pipeline: &Pipeline,
-    ) -> Result<T, CallError> {
-        self.guarded(operation, async |mut connection| pipeline.query_async(&mut connection).await).await
-    }
-
-    /// Runs work on the shared connection, counting its outcome.
-    pub(crate) async fn guarded<T>(
-        &self,
-        operation: &'static str,
-        work: impl AsyncFnOnce(MultiplexedConnection) -> RedisResult<T>,
+        work: &impl Work,
     ) -> Result<T, CallError> {
         let admission = self.0.breaker.admit().map_err(|wait| circuit_open(operation, wait))?;
-        let answer = match self.hot().await {
-            Ok(hot) => {
-                let answer = work(hot.connection.clone()).await;
-                self.look_after(&hot, answer.as_ref().err());
-                answer
+        let answer = self.run(operation, work).await;
+        settle(admission, answer)
+    }
+
+    /// As [`call`](Self::call), whatever the breaker says: for heartbeats, which have a pace of their own and
+    /// find a server that is back.
+    pub(crate) async fn sign_of_life<T: FromRedisValue + Send>(
+        &self,
+        operation: &'static str,
+        work: &impl Work,
+    ) -> Result<T, CallError> {
+        let admission = self.0.breaker.admit_anyway();
+        let answer = self.run(operation, work).await;
+        settle(admission, answer)
+    }
+
+    async fn run<T: FromRedisValue + Send>(
+        &self,
+        operation: &'static str,
+        work: &impl Work,
+    ) -> Result<T, CallError> {
+        let mut once_more = true;
+        let error = loop {
+            let hot = match self.hot().await {
+                Ok(hot) => hot,
+                Err(error) => break error,
+            };
+            let waiting = Waiting { link: self, hot: &hot, answered: false };
+            let answer = work.perform(&mut hot.connection.clone()).await;
+            waiting.ended(answer.as_ref().err());
+            match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) if once_more && error.is_connection_dropped() => once_more = false,
+                Err(error) => break error,
             }
-            Err(error) => Err(error),
         };
-        let answer =
-            answer.map_err(|error| CallError::new(operation, &error, self.0.settings.response_timeout));
-        match &answer {
-            Err(error) if error.is_outage() => admission.failed(),
-            _ => admission.succeeded(),
-        }
-        answer
+        Err(CallError::new(operation, &error, self.0.settings.response_timeout))
     }
 
     /// A connection for long work, so that it never stands in front of a quick command.
@@ -173,11 +264,7 @@ impl RedisLink {
             PoolError::Timeout(_) => CallError::Timeout { operation, after: limit },
             _ => BackendError::new(BackendErrorKind::Closed, operation, "the pool is closed").into(),
         });
-        match &answer {
-            Err(error) if error.is_outage() => admission.failed(),
-            _ => admission.succeeded(),
-        }
-        answer
+        settle(admission, answer)
     }
 
     /// A connection of its own for subscriptions. Not subject to the breaker: whoever keeps a subscription
@@ -190,49 +277,106 @@ impl RedisLink {
         }
     }
 
-    /// The deadline of a command.
-    pub(crate) fn deadline(&self) -> Duration {
-        self.0.settings.response_timeout
+    async fn hot(&self) -> RedisResult<Arc<Hot>> {
+        if let Some(hot) = &*self.0.hot.read() {
+            return Ok(Arc::clone(hot));
+        }
+        let seen = self.0.attempts.load(Ordering::Acquire);
+        let mut failure = self.0.connecting.lock().await;
+        if let Some(hot) = &*self.0.hot.read() {
+            return Ok(Arc::clone(hot));
+        }
+        if let Some(error) = &*failure
+            && self.0.attempts.load(Ordering::Acquire) != seen
+        {
+            return Err(error.clone());
+        }
+        // A task of its own, so that callers with little patience do not keep everybody from connecting. It
+        // ends with the connect deadline.
+        let connected = tokio::spawn(connect(Arc::clone(&self.0))).await;
+        let connected = connected.unwrap_or_else(|_| {
+            Err(RedisError::from((ErrorKind::Io, "the runtime ended while a connection was made")))
+        });
+        *failure = connected.as_ref().err().cloned();
+        self.0.attempts.fetch_add(1, Ordering::Release);
+        connected
     }
 
-    async fn hot(&self) -> RedisResult<Hot> {
-        if let Some(hot) = &*self.0.hot.read() {
-            return Ok(hot.clone());
+    fn replace(&self, hot: &Arc<Hot>) {
+        let mut current = self.0.hot.write();
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, hot)) {
+            *current = None;
         }
-        let _one_at_a_time = self.0.connecting.lock().await;
-        if let Some(hot) = &*self.0.hot.read() {
-            return Ok(hot.clone());
-        }
-        let config = connection_config(&self.0.settings);
-        let connection = self.0.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let id = self.0.connections.fetch_add(1, Ordering::Relaxed);
-        let hot = Hot { id, connection, timeouts: Arc::default() };
-        *self.0.hot.write() = Some(hot.clone());
-        Ok(hot)
     }
+}
 
-    /// Drops a connection that is broken, or silent for too long.
-    fn look_after(&self, hot: &Hot, error: Option<&RedisError>) {
-        let dead = match error {
-            None => {
+/// A call on the shared connection that has not ended. Watches over the connection: one that is broken, or
+/// silent for too long, is dropped, and the next call makes another.
+struct Waiting<'a> {
+    link: &'a RedisLink,
+    hot: &'a Arc<Hot>,
+    answered: bool,
+}
+
+impl Waiting<'_> {
+    fn ended(mut self, error: Option<&RedisError>) {
+        let hot = self.hot;
+        match error {
+            Some(error) if error.is_timeout() => {
+                if hot.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_TIMEOUTS {
+                    self.link.replace(hot);
+                }
+            }
+            Some(error) if error.is_connection_dropped() || error.is_unrecoverable_error() => {
+                self.answered = true;
+                self.link.replace(hot);
+            }
+            _ => {
+                self.answered = true;
                 // Written only when there is something to forget: this is the hot path.
                 if hot.timeouts.load(Ordering::Relaxed) != 0 {
                     hot.timeouts.store(0, Ordering::Relaxed);
                 }
-                false
-            }
-            Some(error) if error.is_timeout() => {
-                hot.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_TIMEOUTS
-            }
-            Some(error) => error.is_connection_dropped() || error.is_unrecoverable_error(),
-        };
-        if dead {
-            let mut current = self.0.hot.write();
-            if current.as_ref().is_some_and(|current| current.id == hot.id) {
-                *current = None;
+                if hot.silent_since.load(Ordering::Relaxed) != 0 {
+                    hot.silent_since.store(0, Ordering::Relaxed);
+                }
             }
         }
     }
+}
+
+impl Drop for Waiting<'_> {
+    /// Without an answer: the deadline passed, or the caller left.
+    fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
+        let now = self.link.0.clock.now();
+        let since = self.hot.silent_since.load(Ordering::Relaxed);
+        if since == 0 {
+            self.hot.silent_since.store(now.as_nanos(), Ordering::Relaxed);
+        } else if now.since(Tick::from_nanos(since)) >= self.link.0.settings.response_timeout * MAX_TIMEOUTS {
+            self.link.replace(self.hot);
+        }
+    }
+}
+
+async fn connect(link: Arc<Inner>) -> RedisResult<Arc<Hot>> {
+    let config = connection_config(&link.settings);
+    let connection = link.client.get_multiplexed_async_connection_with_config(&config).await?;
+    link.connections.fetch_add(1, Ordering::Relaxed);
+    let hot = Arc::new(Hot { connection, timeouts: AtomicU32::new(0), silent_since: AtomicU64::new(0) });
+    *link.hot.write() = Some(Arc::clone(&hot));
+    Ok(hot)
+}
+
+/// Tells the breaker how a call ended.
+fn settle<T>(admission: Admission<'_>, answer: Result<T, CallError>) -> Result<T, CallError> {
+    match &answer {
+        Err(error) if error.is_outage() => admission.failed(),
+        _ => admission.succeeded(),
+    }
+    answer
 }
 
 fn circuit_open(operation: &'static str, wait: Duration) -> CallError {
@@ -244,6 +388,7 @@ fn connection_config(settings: &RedisSettings) -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(settings.connect_timeout))
         .set_response_timeout(Some(settings.response_timeout))
+        .set_pipeline_buffer_size(PIPELINE_BUFFER)
 }
 
 /// The TLS library is built without one, and panics at the first `rediss://` connection if none is installed.

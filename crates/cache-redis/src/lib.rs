@@ -9,7 +9,7 @@
 //! | the cache | [`cache`]: [`RedisCacheService`] |
 //! | invalidations to and from other instances, and how far memory may be trusted | [`bus`]: [`RedisBus`] |
 //! | how errors of Redis are told apart | [`error`] |
-//! | keys on the server, escaping | `keyspace` · scripts: `script` and `lua/` |
+//! | keys on the server, escaping | `keyspace` · scripts: `script` and `lua/` · walking all keys: `scan` |
 //!
 //! Nothing outside of this crate names the `redis` crate.
 
@@ -19,6 +19,7 @@ pub mod connection;
 pub mod error;
 mod keyspace;
 pub mod policy;
+mod scan;
 mod script;
 pub mod settings;
 

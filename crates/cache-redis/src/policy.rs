@@ -23,6 +23,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// HalfOpen ── probe succeeds ──► Closed
 /// HalfOpen ── probe fails ──► Open(pause doubled, at most 30 s; jitter ±25 %)
 /// HalfOpen ── probe is dropped ──► Open(the next call probes)
+/// Open ── a sign of life is asked for ──► HalfOpen (the question is the probe; if it fails, Open as before)
 /// ```
 #[derive(Debug, Clone)]
 pub(crate) struct Breaker(Arc<Shared>);
@@ -51,12 +52,21 @@ enum State {
     },
 }
 
-/// Leave to call, to be ended with the outcome.
+/// Leave to call, to be ended with the outcome. Dropped without one it counts for nothing.
 #[derive(Debug)]
 pub(crate) struct Admission<'a> {
     breaker: &'a Shared,
-    probe: bool,
-    open: bool,
+    /// This call decides whether the breaker closes; when it does not, here is the state to return to.
+    probe: Option<Probe>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Probe {
+    /// When the next call may probe if this one is dropped.
+    until: Tick,
+    pause: Duration,
+    /// Before its time: its failure does not make the pause longer.
+    early: bool,
 }
 
 impl Breaker {
@@ -67,23 +77,35 @@ impl Breaker {
 
     /// Leave to call, or how long to wait before asking again.
     pub(crate) fn admit(&self) -> Result<Admission<'_>, Duration> {
-        let admission = |probe| Admission { breaker: &self.0, probe, open: true };
         if self.0.quiet.load(Ordering::Acquire) {
-            return Ok(admission(false));
+            return Ok(self.admission(None));
         }
         let mut state = self.0.state.lock();
         match *state {
-            State::Closed { .. } => Ok(admission(false)),
+            State::Closed { .. } => Ok(self.admission(None)),
             State::Open { until, pause } => {
                 let now = self.0.clock.now();
                 if now < until {
                     return Err(until.since(now));
                 }
                 *state = State::HalfOpen { pause };
-                Ok(admission(true))
+                Ok(self.admission(Some(Probe { until, pause, early: false })))
             }
             State::HalfOpen { pause } => Err(pause),
         }
+    }
+
+    /// Leave to call whatever the state, for callers with a pace of their own that ask for a sign of life:
+    /// heartbeats and health checks. They find a server that is back sooner than the pause ends.
+    pub(crate) fn admit_anyway(&self) -> Admission<'_> {
+        let mut state = self.0.state.lock();
+        let State::Open { until, pause } = *state else { return self.admission(None) };
+        *state = State::HalfOpen { pause };
+        self.admission(Some(Probe { until, pause, early: true }))
+    }
+
+    fn admission(&self, probe: Option<Probe>) -> Admission<'_> {
+        Admission { breaker: &self.0, probe }
     }
 
     /// Whether calls are refused or only probed.
@@ -94,9 +116,8 @@ impl Breaker {
 
 impl Admission<'_> {
     pub(crate) fn succeeded(mut self) {
-        self.open = false;
-        let breaker = self.breaker;
-        if !self.probe && breaker.quiet.load(Ordering::Acquire) {
+        let (breaker, probe) = (self.breaker, self.probe.take());
+        if probe.is_none() && breaker.quiet.load(Ordering::Acquire) {
             return;
         }
         let mut state = breaker.state.lock();
@@ -106,7 +127,7 @@ impl Admission<'_> {
                 *in_a_row = 0;
                 breaker.quiet.store(*failures == 0, Ordering::Release);
             }
-            State::HalfOpen { .. } if self.probe => {
+            State::HalfOpen { .. } if probe.is_some() => {
                 *state = State::Closed { failures: 0, in_a_row: 0 };
                 breaker.quiet.store(true, Ordering::Release);
                 changed("closed", 0.0);
@@ -117,36 +138,36 @@ impl Admission<'_> {
     }
 
     pub(crate) fn failed(mut self) {
-        self.open = false;
-        let breaker = self.breaker;
-        breaker.quiet.store(false, Ordering::Release);
+        let (breaker, probe) = (self.breaker, self.probe.take());
         let mut state = breaker.state.lock();
-        match &mut *state {
-            State::Closed { failures, in_a_row } => {
+        match (&mut *state, probe) {
+            (State::Closed { failures, in_a_row }, _) => {
+                breaker.quiet.store(false, Ordering::Release);
                 *failures = ((*failures << 1) | 1) & window_mask();
                 *in_a_row += 1;
                 if *in_a_row >= IN_A_ROW || failures.count_ones() >= WINDOW / 2 {
                     *state = opened(breaker, MIN_PAUSE);
+                    changed("open", 1.0);
                 }
             }
-            State::HalfOpen { pause } if self.probe => {
-                let longer = (*pause * 2).min(MAX_PAUSE);
-                *state = opened(breaker, longer);
+            (State::HalfOpen { .. }, Some(Probe { until, pause, early: true })) => {
+                *state = State::Open { until, pause };
             }
-            State::HalfOpen { .. } | State::Open { .. } => {}
+            (State::HalfOpen { .. }, Some(Probe { pause, .. })) => {
+                *state = opened(breaker, (pause * 2).min(MAX_PAUSE));
+            }
+            (State::HalfOpen { .. } | State::Open { .. }, _) => {}
         }
     }
 }
 
 impl Drop for Admission<'_> {
-    /// A call that was dropped says nothing; a dropped probe must not keep the others waiting for it.
+    /// A cancelled probe must not keep the others waiting for it.
     fn drop(&mut self) {
-        if !(self.open && self.probe) {
-            return;
-        }
+        let Some(Probe { until, pause, .. }) = self.probe else { return };
         let mut state = self.breaker.state.lock();
-        if let State::HalfOpen { pause } = *state {
-            *state = State::Open { until: self.breaker.clock.now(), pause };
+        if matches!(*state, State::HalfOpen { .. }) {
+            *state = State::Open { until, pause };
         }
     }
 }
@@ -156,8 +177,8 @@ fn window_mask() -> u32 {
 }
 
 fn opened(breaker: &Shared, pause: Duration) -> State {
-    changed("open", 1.0);
-    let until = breaker.clock.now() + pause.mul_f64(0.75 + rand::random::<f64>() / 2.0);
+    let pause_with_jitter = pause.mul_f64(0.75 + rand::random::<f64>() / 2.0).min(MAX_PAUSE);
+    let until = breaker.clock.now() + pause_with_jitter;
     State::Open { until, pause }
 }
 
@@ -235,6 +256,25 @@ mod tests {
         drop(breaker.admit().expect("the probe"));
         breaker.admit().expect("the next probe").succeeded();
         assert!(!breaker.is_open());
+    }
+
+    /// L3: a sign of life that is asked for before the pause ends closes it; one that does not come leaves
+    /// everything as it was.
+    #[test]
+    fn a_sign_of_life_closes_it_early() {
+        let (breaker, hand) = breaker();
+        fail(&breaker, 5);
+        let wait = breaker.admit().expect_err("open");
+        breaker.admit_anyway().failed();
+        drop(breaker.admit_anyway());
+        assert_eq!(breaker.admit().expect_err("open still"), wait, "the pause is neither longer nor over");
+        let asked = breaker.admit_anyway();
+        breaker.admit_anyway().succeeded();
+        assert!(breaker.is_open(), "only the first of two decides");
+        asked.succeeded();
+        assert!(!breaker.is_open());
+        hand.advance(Duration::from_secs(1));
+        assert!(breaker.admit().is_ok());
     }
 
     /// A late answer to a call from before does not close an open breaker.

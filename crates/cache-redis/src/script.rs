@@ -5,10 +5,10 @@
 
 use std::sync::LazyLock;
 
-use redis::aio::ConnectionLike;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisResult, Script, ServerErrorKind, ToRedisArgs, cmd};
 
-use crate::connection::RedisLink;
+use crate::connection::{RedisLink, Work};
 use crate::error::CallError;
 
 /// A script with its digest.
@@ -47,45 +47,67 @@ prepared! {
     BEAT = "beat";
 }
 
+/// A script with what it is called with.
+pub(crate) struct Invocation<'a, K> {
+    script: &'static Prepared,
+    keys: &'a [K],
+    arguments: &'a [&'a [u8]],
+}
+
 impl Prepared {
-    /// Runs the script on the shared connection.
-    pub(crate) async fn run<T: FromRedisValue>(
-        &self,
-        link: &RedisLink,
-        keys: &[impl ToRedisArgs],
-        arguments: &[&[u8]],
-    ) -> Result<T, CallError> {
-        link.guarded(self.operation, async |mut connection| {
-            self.run_on(&mut connection, keys, arguments).await
-        })
-        .await
+    /// The script with its keys and arguments.
+    pub(crate) fn with<'a, K>(&'static self, keys: &'a [K], arguments: &'a [&'a [u8]]) -> Invocation<'a, K> {
+        Invocation { script: self, keys, arguments }
+    }
+}
+
+impl<K: ToRedisArgs + Sync> Invocation<'_, K> {
+    /// Runs it on the shared connection; twice when that broke meanwhile, so a script must be such that twice
+    /// does no harm.
+    pub(crate) async fn run<T: FromRedisValue + Send>(&self, link: &RedisLink) -> Result<T, CallError> {
+        link.call(self.script.operation, self).await
     }
 
-    /// Runs the script on a given connection.
+    /// As [`run`](Self::run), as a sign of life: also while the circuit breaker is open.
+    pub(crate) async fn run_as_sign_of_life<T: FromRedisValue + Send>(
+        &self,
+        link: &RedisLink,
+    ) -> Result<T, CallError> {
+        link.sign_of_life(self.script.operation, self).await
+    }
+
+    /// Runs it on a given connection.
     pub(crate) async fn run_on<T: FromRedisValue>(
         &self,
         connection: &mut impl ConnectionLike,
-        keys: &[impl ToRedisArgs],
-        arguments: &[&[u8]],
     ) -> RedisResult<T> {
-        let by_digest = command("EVALSHA", self.script.get_hash(), keys, arguments);
+        let by_digest = self.command("EVALSHA", self.script.script.get_hash());
         match by_digest.query_async(connection).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                command("EVAL", self.text, keys, arguments).query_async(connection).await
+                self.command("EVAL", self.script.text).query_async(connection).await
             }
             answer => answer,
         }
     }
+
+    fn command(&self, name: &str, script: &str) -> Cmd {
+        let mut command = cmd(name);
+        command.arg(script).arg(self.keys.len());
+        for key in self.keys {
+            command.arg(key);
+        }
+        for argument in self.arguments {
+            command.arg(*argument);
+        }
+        command
+    }
 }
 
-fn command(name: &str, script: &str, keys: &[impl ToRedisArgs], arguments: &[&[u8]]) -> Cmd {
-    let mut command = cmd(name);
-    command.arg(script).arg(keys.len());
-    for key in keys {
-        command.arg(key);
+impl<K: ToRedisArgs + Sync> Work for Invocation<'_, K> {
+    async fn perform<T: FromRedisValue + Send>(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> RedisResult<T> {
+        self.run_on(connection).await
     }
-    for argument in arguments {
-        command.arg(*argument);
-    }
-    command
 }

@@ -1,84 +1,17 @@
 //! The bus on a real Redis: what arrives, what is missed, and when memory is trusted. Every test is in a module
 //! `redis`, for it needs one.
 
+mod common;
+
 mod redis {
-    use std::sync::{Arc, Mutex};
     use std::time::{Duration, Instant};
 
     use cache_core::bus::BusHealth;
     use cache_core::prelude::*;
-    use cache_core::{Clock, FlushReason, Invalidation, InvalidationSink, Subscription, TenantId};
-    use cache_redis::{BusPolicy, RedisBus, RedisCacheOptions, RedisCacheService, RedisLink, RedisSettings};
+    use cache_core::{FlushReason, Invalidation, TenantId};
     use conformance::redis_server::RedisServer;
 
-    /// What a process heard.
-    #[derive(Debug, Default)]
-    struct Heard {
-        messages: Mutex<Vec<Invalidation>>,
-        flushes: Mutex<Vec<FlushReason>>,
-    }
-
-    impl InvalidationSink for Heard {
-        fn apply(&self, message: &Invalidation) {
-            self.messages.lock().expect("not poisoned").push(message.clone());
-        }
-
-        fn flush(&self, reason: FlushReason) {
-            self.flushes.lock().expect("not poisoned").push(reason);
-        }
-    }
-
-    /// One instance: its bus, and what it heard.
-    struct Instance {
-        bus: Arc<RedisBus>,
-        heard: Arc<Heard>,
-        _subscription: Subscription,
-    }
-
-    impl Instance {
-        /// An instance with short times, trusted already.
-        async fn start(server: &RedisServer) -> Self {
-            let instance = Self::start_untrusted(server);
-            until("trust", || instance.trusted()).await;
-            instance
-        }
-
-        fn start_untrusted(server: &RedisServer) -> Self {
-            let settings = RedisSettings::from_url(&server.url()).expect("a URL");
-            let policy = BusPolicy::default()
-                .with_heartbeat(Duration::from_millis(50))
-                .with_trust_for(Duration::from_millis(500));
-            let bus = RedisBus::with_policy(RedisLink::lazy(settings).expect("a link"), policy);
-            let heard = Arc::new(Heard::default());
-            let subscription = bus.subscribe(heard.clone());
-            Self { bus, heard, _subscription: subscription }
-        }
-
-        fn trusted(&self) -> bool {
-            self.bus.trust().near(Clock::system().now())
-        }
-
-        fn messages(&self) -> Vec<Invalidation> {
-            self.heard.messages.lock().expect("not poisoned").clone()
-        }
-
-        fn flushed(&self, reason: FlushReason) -> usize {
-            let flushes = self.heard.flushes.lock().expect("not poisoned");
-            flushes.iter().filter(|other| **other == reason).count()
-        }
-
-        fn cache(&self) -> RedisCacheService {
-            RedisCacheService::on(self.bus.clone(), RedisCacheOptions::default())
-        }
-    }
-
-    async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !holds() {
-            assert!(Instant::now() < deadline, "{what} did not come");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
+    use crate::common::{Instance, until};
 
     /// I1, SD1: every kind of message arrives at the other instance, in order; the publisher hears its own at
     /// once, and not again from the channel.
@@ -196,7 +129,7 @@ mod redis {
     async fn an_instance_may_start_before_redis() {
         let mut server = RedisServer::start();
         server.kill();
-        let instance = Instance::start_untrusted(&server);
+        let instance = Instance::start_untrusted(&server.url());
         assert!(!instance.trusted());
         server.restart();
         until("trust", || instance.trusted()).await;

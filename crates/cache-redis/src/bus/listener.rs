@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use backon::BackoffBuilder;
 use cache_core::bus::BusHealth;
-use cache_core::{FlushReason, Tick};
-use futures_util::StreamExt;
+use cache_core::{BackendErrorKind, FlushReason, Tick};
 use metrics::{counter, gauge, histogram};
 use parking_lot::Mutex;
+use redis::Msg;
 
 use super::Shared;
-use super::message::{self, Content};
+use super::inbox::Inbox;
+use super::message::{self, Content, Received};
 use super::trust::{Machine, Verdict};
 use crate::error::CallError;
 use crate::script;
@@ -21,8 +22,13 @@ use crate::script;
 /// Beats whose echo is waited for; older ones say nothing any more.
 const MAX_BEATS: usize = 16;
 
-/// Beats that were sent: their counter and when.
-type Beats = Mutex<VecDeque<(u64, Tick)>>;
+/// The beats of one subscription.
+struct Beats {
+    /// Those that were sent and not heard: their counter and when.
+    sent: VecDeque<(u64, Tick)>,
+    /// When the last one was heard, or the subscription began.
+    heard: Tick,
+}
 
 /// Listens until the bus is gone: subscribes, applies and beats, and begins again when that ends.
 pub(super) async fn run(bus: Weak<Shared>) {
@@ -39,6 +45,8 @@ pub(super) async fn run(bus: Weak<Shared>) {
             .build()
     };
     let mut pause = pauses();
+    // Each outage is said once, not once per attempt.
+    let mut said = false;
     loop {
         let Some(bus) = bus.upgrade() else { return };
         if !first {
@@ -46,12 +54,12 @@ pub(super) async fn run(bus: Weak<Shared>) {
             counter!("cache_bus_reconnects_total").increment(1);
         }
         first = false;
-        match bus.listen_once(&mut machine, &mut || pause = pauses()).await {
-            Ok(()) => tracing::info!("the subscription to invalidations ended"),
-            Err(error) => tracing::info!(%error, "no subscription to invalidations"),
+        let mut connected = || (pause, said) = (pauses(), false);
+        let ended = bus.listen_once(&mut machine, &mut connected).await;
+        bus.down(&mut machine);
+        if !std::mem::replace(&mut said, true) {
+            bus.say_why(ended.err().as_ref());
         }
-        machine.lost();
-        *bus.counts.health.lock() = BusHealth::Down;
         drop(bus);
         tokio::time::sleep(pause.next().unwrap_or(Duration::from_secs(1))).await;
     }
@@ -64,25 +72,26 @@ impl Shared {
         machine: &mut Machine,
         connected: &mut (dyn FnMut() + Send),
     ) -> Result<(), CallError> {
+        const OPERATION: &str = "subscribe";
         let limit = self.link.settings().connect_timeout;
         let mut subscription = self.link.subscriber().await?;
-        for channel in [&self.channel, &self.echo_channel] {
-            match tokio::time::timeout(limit, subscription.subscribe(channel)).await {
-                Ok(answer) => answer.map_err(|error| CallError::new("subscribe", &error, limit))?,
-                Err(_) => return Err(CallError::Timeout { operation: "subscribe", after: limit }),
-            }
+        let channels: [&str; 3] = [&self.channel, &self.echo_channel, &self.wake_channel];
+        match tokio::time::timeout(limit, subscription.subscribe(&channels[..])).await {
+            Ok(answer) => answer.map_err(|error| CallError::new(OPERATION, &error, limit))?,
+            Err(_) => return Err(CallError::Timeout { operation: OPERATION, after: limit }),
         }
         connected();
         self.act(machine.subscribed());
         *self.counts.health.lock() = BusHealth::Probing;
-        let beats = Beats::default();
-        let mut messages = subscription.on_message();
+        tracing::info!(server = self.link.settings().shown(), "listening to invalidations");
+        let beats = Mutex::new(Beats { sent: VecDeque::new(), heard: self.clock.now() });
+        let mut inbox = Inbox::of(subscription.into_on_message());
         let beating = self.keep_beating(&beats);
         tokio::pin!(beating);
         loop {
             tokio::select! {
-                message = messages.next() => match message {
-                    Some(message) => self.take(machine, &beats, message.get_payload_bytes()),
+                message = inbox.next() => match message {
+                    Some(message) => self.take(machine, &beats, &message),
                     None => return Ok(()),
                 },
                 silent = &mut beating => {
@@ -93,42 +102,76 @@ impl Shared {
         }
     }
 
-    /// Applies one message; the next one waits.
-    fn take(&self, machine: &mut Machine, beats: &Beats, payload: &[u8]) {
-        let received = message::read(payload);
-        if let Content::Beat(count) = received.content {
-            self.take_echo(machine, beats, count, received.number.unwrap_or(0));
-            return;
+    fn down(&self, machine: &mut Machine) {
+        machine.lost();
+        *self.counts.health.lock() = BusHealth::Down;
+        gauge!("cache_bus_trusted").set(0.0);
+    }
+
+    fn say_why(&self, error: Option<&CallError>) {
+        match error {
+            None => tracing::warn!("the subscription to invalidations was closed; subscribing anew"),
+            Some(CallError::Backend(error)) if error.kind == BackendErrorKind::Denied => tracing::warn!(
+                %error,
+                channel = self.channel,
+                "not allowed to subscribe: the Redis user needs the channels that begin with this one \
+                 (ACL `&<channel>*`) and its own wake-up channel (`&<prefix>wake:*`)"
+            ),
+            Some(error) => tracing::warn!(%error, "no subscription to invalidations; trying on"),
         }
+    }
+
+    /// Applies one message; the next one waits.
+    fn take(&self, machine: &mut Machine, beats: &Mutex<Beats>, message: &Msg) {
+        let payload = message.get_payload_bytes();
+        match message.get_channel_name() {
+            channel if channel == self.wake_channel => self.wakes.call(payload),
+            channel if channel == self.echo_channel => {
+                if let Received { content: Content::Beat(count), number: Some(number), .. } =
+                    message::read(payload)
+                {
+                    self.take_echo(machine, beats, count, number);
+                }
+            }
+            _ => self.take_invalidation(machine, payload),
+        }
+    }
+
+    fn take_invalidation(&self, machine: &mut Machine, payload: &[u8]) {
+        let received = message::read(payload);
         let own = received.source.as_deref() == Some(self.instance.as_str());
+        let understood = matches!(received.content, Content::Invalidation(_));
         match &received.content {
-            Content::Invalidation(message) if !own => {
+            Content::Invalidation(_) if own => {}
+            Content::Invalidation(message) => {
                 self.counts.received.fetch_add(1, Ordering::Relaxed);
                 counter!("cache_bus_received_total").increment(1);
                 self.sinks.apply(message);
             }
-            Content::Malformed => {
+            Content::Beat(_) | Content::Malformed => {
                 self.counts.malformed.fetch_add(1, Ordering::Relaxed);
                 counter!("cache_bus_malformed_total").increment(1);
                 tracing::debug!(bytes = payload.len(), "a message that is not understood was skipped");
             }
-            _ => {}
         }
         if let Some(number) = received.number {
-            self.act(machine.message(number));
+            self.act(machine.message(number, understood));
         }
     }
 
-    fn take_echo(&self, machine: &mut Machine, beats: &Beats, count: u64, number: u64) {
+    fn take_echo(&self, machine: &mut Machine, beats: &Mutex<Beats>, count: u64, number: u64) {
+        let now = self.clock.now();
         let sent = {
             let mut beats = beats.lock();
-            let sent = beats.iter().find(|(other, _)| *other == count).map(|(_, sent)| *sent);
-            beats.retain(|(other, _)| *other > count);
+            let sent = beats.sent.iter().find(|(other, _)| *other == count).map(|(_, sent)| *sent);
+            beats.sent.retain(|(other, _)| *other > count);
+            if sent.is_some() {
+                beats.heard = now;
+            }
             sent
         };
         // Not a beat of this subscription: it proves nothing.
         let Some(sent) = sent else { return };
-        let now = self.clock.now();
         let lag = now.since(sent);
         self.counts.lag_nanos.store(lag.as_nanos() as u64, Ordering::Relaxed);
         histogram!("cache_bus_lag_seconds").record(lag.as_secs_f64());
@@ -138,6 +181,11 @@ impl Shared {
             return;
         }
         self.act(machine.echo(number, sent, now));
+        if self.pending.lock().len() > 0 {
+            // It failed just now, and its taking back of trust was undone a line above.
+            self.trust.revoke_near();
+            machine.revoked();
+        }
         let health = machine.health(now);
         *self.counts.health.lock() = health;
         gauge!("cache_bus_trusted").set(f64::from(u8::from(health == BusHealth::Trusted)));
@@ -153,7 +201,7 @@ impl Shared {
         }
     }
 
-    fn flush(&self, reason: FlushReason) {
+    pub(super) fn flush(&self, reason: FlushReason) {
         if reason == FlushReason::Gap {
             self.counts.gaps.fetch_add(1, Ordering::Relaxed);
             counter!("cache_bus_gaps_total").increment(1);
@@ -165,20 +213,19 @@ impl Shared {
 
     /// Beats on the shared connection for as long as it is polled; ends when no beat came back for so long
     /// that the subscription must be taken for dead.
-    async fn keep_beating(&self, beats: &Beats) -> Silent {
-        let mut count = 0;
+    async fn keep_beating(&self, beats: &Mutex<Beats>) -> Silent {
         loop {
-            count += 1;
+            let count = self.beats.fetch_add(1, Ordering::Relaxed) + 1;
             let sent = self.clock.now();
-            let unanswered = {
+            let silent_for = {
                 let mut beats = beats.lock();
-                if beats.len() == MAX_BEATS {
-                    beats.pop_front();
+                if beats.sent.len() == MAX_BEATS {
+                    beats.sent.pop_front();
                 }
-                beats.push_back((count, sent));
-                beats.front().map_or(Duration::ZERO, |(_, oldest)| sent.since(*oldest))
+                beats.sent.push_back((count, sent));
+                sent.since(beats.heard)
             };
-            if unanswered > self.policy.trust_for * 2 {
+            if silent_for > self.policy.trust_for * 2 {
                 return Silent;
             }
             if let Err(error) = self.beat(count, sent).await {
@@ -192,7 +239,8 @@ impl Shared {
         let text = message::write_beat(count);
         let arguments = [self.echo_channel.as_bytes(), text.as_bytes()];
         let keys = [&self.sequence_key];
-        let beat = script::BEAT.run(&self.link, &keys, &arguments);
+        let invocation = script::BEAT.with(&keys, &arguments);
+        let beat = invocation.run_as_sign_of_life(&self.link);
         let heartbeat = self.policy.heartbeat;
         let (_, seconds, micros): (u64, i64, i64) = match tokio::time::timeout(heartbeat, beat).await {
             Ok(answer) => answer?,

@@ -72,9 +72,10 @@ impl Machine {
         self.until = Tick::ZERO;
     }
 
-    /// A message with its number has been applied.
-    pub(crate) fn message(&mut self, number: u64) -> Verdict {
-        let expected = self.last.is_none_or(|last| number == last + 1);
+    /// A message with its number has been taken, and applied if it was understood. One that was not (a newer
+    /// version's) names nobody knows what, and is as good as missed.
+    pub(crate) fn message(&mut self, number: u64, understood: bool) -> Verdict {
+        let expected = understood && self.last.is_none_or(|last| number == last.wrapping_add(1));
         self.last = Some(number);
         Verdict { flush: (!expected).then_some(FlushReason::Gap), trust_until: None }
     }
@@ -154,16 +155,25 @@ mod tests {
     #[test]
     fn a_skipped_number_empties_memory() {
         let mut machine = listening(Duration::ZERO);
-        assert_eq!(machine.message(5).flush, None, "the first number heard is where counting begins");
-        assert_eq!(machine.message(6).flush, None);
-        assert_eq!(machine.message(8).flush, Some(FlushReason::Gap));
+        assert_eq!(machine.message(5, true).flush, None, "the first number heard is where counting begins");
+        assert_eq!(machine.message(6, true).flush, None);
+        assert_eq!(machine.message(8, true).flush, Some(FlushReason::Gap));
         assert_eq!(machine.echo(8, at(0), at(1)).flush, None);
         assert_eq!(
             machine.echo(9, at(0), at(1)).flush,
             Some(FlushReason::Gap),
             "a beat shows a lost message"
         );
-        assert_eq!(machine.message(3).flush, Some(FlushReason::Gap), "a server that lost its count");
+        assert_eq!(machine.message(3, true).flush, Some(FlushReason::Gap), "a server that lost its count");
+    }
+
+    /// SD11: a counted message that is not understood is as good as missed.
+    #[test]
+    fn what_is_not_understood_empties_memory() {
+        let mut machine = listening(Duration::ZERO);
+        assert_eq!(machine.message(5, true).flush, None);
+        assert_eq!(machine.message(6, false).flush, Some(FlushReason::Gap));
+        assert_eq!(machine.message(7, true).flush, None, "its number counts");
     }
 
     /// I3: a new connection starts from nothing; trust of the old one runs out by itself.
@@ -175,7 +185,7 @@ mod tests {
         assert_eq!(machine.health(at(2)), BusHealth::Down);
         assert_eq!(machine.echo(4, at(1_000), at(1_001)).trust_until, None);
         assert_eq!(machine.subscribed().flush, Some(FlushReason::Resubscribed));
-        assert_eq!(machine.message(9).flush, None, "numbers of the new connection begin anew");
+        assert_eq!(machine.message(9, true).flush, None, "numbers of the new connection begin anew");
         assert_eq!(machine.echo(9, at(2_000), at(2_001)).trust_until, Some(at(5_000)));
     }
 
