@@ -11,6 +11,7 @@
 //! | the cache contract in its plainest form, to compare with | [`model`] |
 //! | a `CacheService` that fails when it is told to | [`faults`] |
 //! | real Redis servers on free ports | [`redis_server`] |
+//! | a faulty network in front of them | [`proxy`] |
 //! | a few lines of Redis protocol | [`resp`] |
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
@@ -19,6 +20,7 @@ pub mod faults;
 pub mod hygiene;
 pub mod lock;
 pub mod model;
+pub mod proxy;
 pub mod redis_server;
 pub mod resp;
 

@@ -99,7 +99,16 @@ impl RedisServer {
     /// # Panics
     /// When the server does not answer.
     pub fn command(&self, words: &[&str]) -> Reply {
-        self.connect().call(words).expect("the server answers")
+        self.try_command(words).expect("the server answers")
+    }
+
+    /// [`command`](Self::command) for a server that may be away, or cut the connection in the middle of it as
+    /// one does that changes its role.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub fn try_command(&self, words: &[&str]) -> io::Result<Reply> {
+        self.try_connect(Duration::from_secs(5))?.call(words)
     }
 
     /// A connection to keep, e.g. for `MONITOR` or `SUBSCRIBE`; already authenticated.
@@ -111,13 +120,10 @@ impl RedisServer {
         self.try_connect(Duration::from_secs(5)).expect("the server answers")
     }
 
-    /// One line of `INFO`, e.g. `info("replication", "role")`.
-    ///
-    /// # Panics
-    /// When the server does not answer.
+    /// One line of `INFO`, e.g. `info("replication", "role")`; `None` without that line, or without an answer.
     #[must_use]
     pub fn info(&self, section: &str, field: &str) -> Option<String> {
-        field_of(&self.command(&["INFO", section]), field)
+        field_of(&self.try_command(&["INFO", section]).ok()?, field)
     }
 
     /// `kill -9`.

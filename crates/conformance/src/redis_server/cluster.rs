@@ -75,7 +75,7 @@ impl ClusterSet {
     /// When that is not so within 30 s.
     pub fn wait_until_ok(&self) {
         let is_ok = |node: &RedisServer| {
-            let report = node.command(&["CLUSTER", "INFO"]);
+            let Ok(report) = node.try_command(&["CLUSTER", "INFO"]) else { return false };
             let has = |field, value| field_of(&report, field).as_deref() == Some(value);
             has("cluster_state", "ok") && has("cluster_known_nodes", "3") && has("cluster_slots_ok", "16384")
         };
