@@ -2,10 +2,21 @@
 //!
 //! A backend gives a fixture and gets a test per case, at `<backend>::cache::<case>`:
 //!
-//! ```ignore
-//! conformance::cache_suite!(moka, fixture);
+//! ```
+//! use std::sync::Arc;
 //!
-//! async fn fixture() -> conformance::cache::CacheFixture { … }
+//! use cache_core::ManualClock;
+//! use conformance::cache::{CacheFixture, MAX_VALUE_BYTES, Time};
+//! # use conformance::model::ModelCache as MyCache;
+//!
+//! async fn fixture() -> CacheFixture {
+//!     let hand = ManualClock::new();
+//!     let service = MyCache::new(hand.clock(), MAX_VALUE_BYTES);
+//!     CacheFixture::new(Arc::new(service), Time::Manual(hand))
+//! }
+//!
+//! conformance::cache_suite!(mine, crate::fixture);
+//! # fn main() {}
 //! ```
 //! Each case runs twice: on the service as it is, and through the forwarding of `Arc`. A case that hangs fails,
 //! and so does one after which a task is left. A store that several instances share gives the fixture a second

@@ -1,6 +1,6 @@
 //! The suite of [`Locks`].
 //!
-//! ```ignore
+//! ```text
 //! conformance::lock_suite!(local, fixture);
 //!
 //! async fn fixture() -> conformance::lock::LockFixture { … }
