@@ -10,6 +10,7 @@
 //! | what a test must leave behind: nothing | [`hygiene`] |
 //! | the cache contract in its plainest form, to compare with | [`model`] |
 //! | a `CacheService` that fails when it is told to | [`faults`] |
+//! | whether what was read was fresh enough | [`history`] |
 //! | real Redis servers on free ports | [`redis_server`] |
 //! | a faulty network in front of them | [`proxy`] |
 //! | a few lines of Redis protocol | [`resp`] |
@@ -17,6 +18,7 @@
 
 pub mod cache;
 pub mod faults;
+pub mod history;
 pub mod hygiene;
 pub mod lock;
 pub mod model;
