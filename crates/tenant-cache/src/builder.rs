@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::cache::{Inner, LifeBy, TagsBy, TenantCache};
+use crate::changes::Listeners;
 use crate::far::FarTier;
 use crate::flight::Flights;
 use crate::key::CacheKey;
@@ -255,6 +256,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
             policy: self.policy,
             life_by: self.life_by,
             tags_by: self.tags_by,
+            listeners: Listeners::new(),
             far,
             codec,
             counters,

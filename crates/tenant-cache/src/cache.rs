@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use cache_core::key::{KeyParts, Owner, validate};
 use cache_core::{CacheError, Codec, Invalidation, LoadError, Scope, TenantId, UserId};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 
 use crate::ambient::carry;
+use crate::changes::{Change, HandlerGuard, Listeners};
 use crate::far::FarTier;
 use crate::fetch::Fetch;
 use crate::flight::{Boarding, Flights, Landing};
@@ -118,6 +119,7 @@ pub(crate) struct Inner<K, V> {
     pub(crate) loader: Loader<K, V>,
     pub(crate) life_by: Option<LifeBy<K, V>>,
     pub(crate) tags_by: Option<TagsBy<K>>,
+    pub(crate) listeners: Listeners<K>,
     pub(crate) counters: Arc<Counters>,
 }
 
@@ -331,6 +333,26 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     pub async fn invalidate_tag(&self, tag: &str) -> Result<(), CacheError> {
         let tenant = self.tenant()?;
         self.inner.shared.invalidate_tag(tenant.as_ref(), tag).await
+    }
+
+    /// What is invalidated from now on, here or by a message of another instance; of all tenants. A listener that
+    /// is more than 1 024 changes behind is told [`Change::Many`] instead of what it missed. Ends with the cache.
+    pub fn changes(&self) -> impl Stream<Item = Change<K>> + Send + use<K, V> {
+        self.inner.listeners.changes()
+    }
+
+    /// Calls `handler` whenever the entry may have changed, until the guard is dropped. It is called where the
+    /// invalidation is applied, so it must be quick: wake somebody up.
+    ///
+    /// # Errors
+    /// Only those of the scope.
+    pub fn on_change(
+        &self,
+        key: &K,
+        handler: impl Fn() + Send + Sync + 'static,
+    ) -> Result<HandlerGuard, CacheError> {
+        let key = self.with_query(key, |query| query.to_key())?;
+        Ok(self.inner.listeners.on_change(key, Arc::new(handler)))
     }
 
     /// What this cache has done since it was made, in this process.

@@ -21,6 +21,8 @@ pub(crate) trait Domain: std::fmt::Debug + Send + Sync {
     fn apply_prefix(&self, prefix: &str);
     /// Refuses all answers that are on their way.
     fn spoil(&self);
+    /// A group was invalidated: tells who listens.
+    fn tell_many(&self, tenant: Option<&TenantId>);
     fn stats(&self) -> Stats;
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
@@ -33,7 +35,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> Domain for Inner<K, V> {
             Owner::User(tenant, user) => (Some(tenant), Some(user)),
             _ => (None, None),
         };
-        self.near.remove(&NearQuery { tenant, user, key: &key });
+        let query = NearQuery { tenant, user, key: &key };
+        self.near.remove(&query);
+        self.listeners.tell_key(&query);
         true
     }
 
@@ -46,10 +50,16 @@ impl<K: CacheKey, V: Send + Sync + 'static> Domain for Inner<K, V> {
                 Some(_) => text(self, key.owner(), &key.key).starts_with(prefix),
             }
         });
+        // Which entries that were not in memory it names cannot be told.
+        self.listeners.tell_many(None);
     }
 
     fn spoil(&self) {
         self.near.spoil_tickets();
+    }
+
+    fn tell_many(&self, tenant: Option<&TenantId>) {
+        self.listeners.tell_many(tenant);
     }
 
     fn stats(&self) -> Stats {
@@ -99,11 +109,18 @@ impl InvalidationSink for Coherence {
             }
             Invalidation::Domain { tenant, domain } => {
                 self.apply_group(&generation_key(tenant.as_ref().map(TenantId::as_str), domain));
+                if let Some(domain) = self.domains.find(domain) {
+                    domain.tell_many(tenant.as_ref());
+                }
             }
             Invalidation::Tag { tenant, tag } => {
                 self.apply_group(&tag_key(tenant.as_ref().map(TenantId::as_str), tag));
+                self.domains.for_each(|domain| domain.tell_many(tenant.as_ref()));
             }
-            Invalidation::All => self.generations.all().bump(),
+            Invalidation::All => {
+                self.generations.all().bump();
+                self.domains.for_each(|domain| domain.tell_many(None));
+            }
             // What this version has no word for: dropping everything is right for any message.
             _ => self.flush(FlushReason::Gap),
         }
@@ -113,6 +130,9 @@ impl InvalidationSink for Coherence {
         tracing::debug!(reason = reason.as_str(), "near tiers are emptied");
         self.generations.forget_all();
         self.generations.all().bump();
-        self.domains.for_each(|domain| domain.spoil());
+        self.domains.for_each(|domain| {
+            domain.spoil();
+            domain.tell_many(None);
+        });
     }
 }

@@ -46,7 +46,7 @@ pub(crate) struct NearKey<K> {
 }
 
 /// A [`NearKey`] that is only looked up: borrows everything, so that a hit builds nothing.
-#[derive(Debug, Hash)]
+#[derive(Debug, PartialEq, Hash)]
 pub(crate) struct NearQuery<'a, K> {
     pub(crate) tenant: Option<&'a TenantId>,
     pub(crate) user: Option<&'a UserId>,

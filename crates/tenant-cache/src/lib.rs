@@ -11,6 +11,7 @@
 //! | how a cache is defined, with all options | [`DomainBuilder`], [`Policy`] |
 //! | whose request is running | [`RequestScope`], [`ambient`] |
 //! | what can be a key | [`CacheKey`] |
+//! | hearing of changes | [`TenantCache::changes`], [`TenantCache::on_change`], [`Change`] |
 //! | what a cache has done | [`Stats`] |
 //!
 //! Inside, in the order in which a lookup meets them: `near` (memory, tickets) → `flight` (one load for all) →
@@ -20,6 +21,7 @@
 pub mod ambient;
 mod builder;
 mod cache;
+mod changes;
 mod coherence;
 mod far;
 mod fetch;
@@ -38,6 +40,7 @@ mod stats;
 pub use ambient::RequestScope;
 pub use builder::DomainBuilder;
 pub use cache::{Found, MAX_TAGS, Source, TenantCache};
+pub use changes::{Change, HandlerGuard};
 pub use key::CacheKey;
 pub use load::Retry;
 pub use policy::{Mode, NegativeTier, Policy};
