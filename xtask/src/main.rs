@@ -3,6 +3,7 @@
 //! | command | does |
 //! |---|---|
 //! | `test` | runs every test on real servers it starts itself, and prints suite × backend |
+//! | `chaos` | runs a fleet under faults for minutes, and checks what was promised |
 //! | `tidy` | checks what the compiler does not: the crate graph, lengths, marks |
 //! | `ci` | formatting, lints, tidy, documentation, tests |
 //! | `deny` | licences, bans, sources, and advisories where the network allows |
@@ -13,6 +14,7 @@
     reason = "a command line program speaks to its terminal"
 )]
 
+mod chaos;
 mod ci;
 mod demo;
 mod deny;
@@ -36,6 +38,8 @@ struct Cli {
 enum Command {
     /// Run every test on real servers.
     Test(test::Options),
+    /// Run a fleet under faults for minutes.
+    Chaos(chaos::Options),
     /// Check the crate graph, lengths and marks.
     Tidy,
     /// Run what continuous integration runs.
@@ -49,6 +53,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Test(options) => test::run(&options),
+        Command::Chaos(options) => chaos::run(&options),
         Command::Tidy => tidy::run(),
         Command::Ci(options) => ci::run(&options),
         Command::Deny(options) => deny::run(&options),

@@ -1,0 +1,32 @@
+//! `cargo xtask chaos`: a fleet under faults for as long as you like, checked against what is promised.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::process::{self, cargo};
+use crate::redis;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Which faults and operations; random when absent. The order of tasks is not part of it.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How long.
+    #[arg(long, default_value_t = 1.0)]
+    minutes: f64,
+}
+
+/// Runs the fleet test of `tenant-cache` for longer than the suite does. It ends with a line
+/// `chaos: seed=… faults=… reads=… worst_ms=… bound_ms=… violations=…`, and fails on a violation.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    redis::ensure()?;
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
+    let seed = options.seed.unwrap_or_else(|| clock() % 1_000_000);
+    println!("seed {seed}, {} minutes", options.minutes);
+    let mut command = cargo();
+    command.args(["test", "--release", "-p", "tenant-cache", "--test", "chaos", "--", "--nocapture"]);
+    command.env("CHAOS_SECONDS", format!("{:.0}", options.minutes * 60.0));
+    process::run(command.env("CHAOS_SEED", seed.to_string()))
+}
