@@ -120,7 +120,7 @@ async fn read(service: &dyn CacheService, key: &str, origin: &Origin, n: usize, 
 /// SE1, SE6, P3: a fill that runs at the very moment of an invalidation is refused or removed: whichever comes
 /// first, nothing that was loaded before is left. Leases and refreshes, by key, by bulk and by prefix.
 pub async fn an_invalidation_leaves_nothing_of_a_fill_beside_it(f: CacheFixture) {
-    for round in 0..f.rounds(400) {
+    for round in 0..f.rounds(2_000) {
         let (key, refresh) = (f.key(&format!("{round}/k")), round % 2 == 0);
         let claim = if refresh {
             let old = Bytes::from(format!("old {round}"));
@@ -155,7 +155,7 @@ pub async fn a_value_that_is_replaced_is_never_missing(f: CacheFixture) {
     let key = f.key("k");
     f.service.set(&key, &0, None).await.unwrap();
     let (service, written) = (f.service.clone(), key.clone());
-    let rounds = f.rounds(2_000);
+    let rounds = f.rounds(20_000);
     let writer = tokio::spawn(async move {
         for round in 0..rounds {
             match service.get_bytes(&written).await.unwrap() {
@@ -211,7 +211,7 @@ pub async fn cancelled_calls_leave_nothing_behind(f: CacheFixture) {
 /// SH1: random operations of one caller, of every kind and with time passing where it can be told to, answer
 /// as the model does.
 pub async fn random_operations_agree_with_a_naive_model(f: CacheFixture) {
-    for _ in 0..f.rounds(10) {
+    for _ in 0..f.rounds(50) {
         f.service.invalidate_prefix(&f.scope).await.unwrap();
         crate::model::agree(&f, rand::random(), 500).await;
     }

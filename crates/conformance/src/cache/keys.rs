@@ -3,7 +3,7 @@
 #![expect(clippy::missing_panics_doc, reason = "a case fails by panicking")]
 
 use bytes::Bytes;
-use cache_core::{CacheError, CacheServiceExt, Claim, KeyError, Stamp, Ttl};
+use cache_core::{CacheError, CacheServiceExt, Claim, KeyError, Lookup, Stamp, Ttl};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -181,6 +181,26 @@ pub async fn a_prefix_removes_exactly_what_starts_with_it(f: CacheFixture) {
             assert_eq!(there, !name.starts_with(prefix), "{prefix}: {name}");
         }
     }
+}
+
+/// A5: a key that holds the prefix somewhere else, or only begins as it does, is another key; its lease too.
+pub async fn a_prefix_is_at_the_beginning_and_whole(f: CacheFixture) {
+    let prefix = f.key("a/b");
+    let others = [f.key(&prefix), f.key("a/"), f.key("a/B"), f.key("a"), format!("x{prefix}")];
+    for (value, key) in others.iter().enumerate() {
+        f.service.set(key, &value, None).await.unwrap();
+    }
+    let leased = f.key(&f.key("a/b/leased"));
+    let Lookup::Granted(claim) = f.service.get_or_lease(&leased, LEASE).await.unwrap() else {
+        panic!("the lease is free");
+    };
+    f.service.set(&prefix, &1, None).await.unwrap();
+    assert_eq!(f.service.invalidate_prefix(&prefix).await.unwrap(), 1);
+    for (value, key) in others.iter().enumerate() {
+        assert_eq!(f.service.get(key).await.unwrap(), Some(value), "{key}");
+    }
+    assert!(f.service.renew(&leased, &claim, LEASE).await.unwrap(), "{leased}");
+    f.service.invalidate(&others[4]).await.unwrap();
 }
 
 /// A5: random prefixes over random hostile keys, against `str::starts_with`.
