@@ -103,7 +103,7 @@ async fn forgotten_scripts_are_sent_again() {
     }
 }
 
-/// SC10, SC5, L3: with Redis dead every call returns by its deadline, soon at once without being sent; and it
+/// C5, SC10, SC5, L3: with Redis dead every call returns by its deadline, soon at once without being sent; and it
 /// recovers by itself when Redis is back.
 #[tokio::test]
 async fn a_dead_server_is_not_called_and_comes_back() {
@@ -138,7 +138,7 @@ async fn a_dead_server_is_not_called_and_comes_back() {
     assert!(!cache.redis().is_broken());
 }
 
-/// SC10: a frozen server costs the response deadline, not minutes, and a connection that stays silent is
+/// C5, SC10: a frozen server costs the response deadline, not minutes, and a connection that stays silent is
 /// replaced.
 #[tokio::test]
 async fn a_frozen_server_costs_the_deadline() {

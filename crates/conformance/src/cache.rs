@@ -116,7 +116,7 @@ impl CacheFixture {
     }
 }
 
-/// Makes a test of each case for a backend.
+/// A11: makes a test of each case for a backend, one of yours too.
 #[macro_export]
 macro_rules! cache_suite {
     ($backend:ident, $fixture:path) => {

@@ -42,7 +42,7 @@ impl LockFixture {
     }
 }
 
-/// Makes a test of each case for a backend.
+/// A11: makes a test of each case for a backend, one of yours too.
 #[macro_export]
 macro_rules! lock_suite {
     ($backend:ident, $fixture:path) => {

@@ -4,7 +4,7 @@ use crate::common::{ADMIN, Folder, TestServer};
 use http::Method;
 use serde_json::{Value, json};
 
-/// L2: alive, ready, counted.
+/// L2, M1: alive, ready, counted.
 #[tokio::test]
 async fn health_and_metrics_answer() {
     let server = TestServer::start().await;
