@@ -1,12 +1,12 @@
 //! `cargo xtask ci`: the same steps here and on the server.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::process::{self, cargo, output};
-use crate::{test, tidy};
+use crate::{deny, test, tidy};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -15,31 +15,55 @@ pub(crate) struct Options {
     skip_tests: bool,
 }
 
-fn run_step(name: &str, step: impl FnOnce() -> Result<()>) -> Result<()> {
-    println!("\n== {name}");
-    let started = Instant::now();
-    let done = step();
-    let verdict = if done.is_ok() { "ok" } else { "FAILED" };
-    println!("== {name}: {verdict} in {:.0} s", started.elapsed().as_secs_f64());
-    done.map_err(|error| error.context(format!("step `{name}`")))
+struct Step {
+    name: &'static str,
+    result: Result<()>,
+    took: Duration,
 }
 
+/// Runs every step, also after one has failed, and says at the end which did.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    run_step("format", || run_cargo(&["fmt", "--all", "--check"]))?;
-    run_step("lints", || {
-        run_cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])
-    })?;
-    run_step("without Redis", without_redis)?;
-    run_step("tidy", tidy::run)?;
-    run_step("documentation", || {
-        let arguments = ["doc", "--workspace", "--no-deps", "--all-features"];
-        process::run(cargo().args(arguments).env("RUSTDOCFLAGS", "-D warnings"))
-    })?;
+    let mut steps = vec![
+        step("format", || run_cargo(&["fmt", "--all", "--check"])),
+        step("lints", || {
+            run_cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])
+        }),
+        step("without Redis", without_redis),
+        step("tidy", tidy::run),
+        step("documentation", || {
+            let arguments = ["doc", "--workspace", "--no-deps", "--all-features"];
+            process::run(cargo().args(arguments).env("RUSTDOCFLAGS", "-D warnings"))
+        }),
+    ];
     if !options.skip_tests {
-        run_step("tests", || test::run(&test::Options::all()))?;
+        steps.push(step("tests", || test::run(&test::Options::all())));
     }
-    println!("\nall steps are ok");
-    Ok(())
+    steps.push(step("deny", || deny::run(&deny::Options::default())));
+    summary(&steps)
+}
+
+fn step(name: &'static str, work: impl FnOnce() -> Result<()>) -> Step {
+    println!("\n== {name}");
+    let started = Instant::now();
+    let result = work();
+    if let Err(error) = &result {
+        println!("{error:#}");
+    }
+    Step { name, result, took: started.elapsed() }
+}
+
+fn summary(steps: &[Step]) -> Result<()> {
+    println!();
+    for Step { name, result, took } in steps {
+        let verdict = if result.is_ok() { "ok" } else { "FAILED" };
+        println!("{name:<16} {verdict:<7} {:>5.0} s", took.as_secs_f64());
+    }
+    let failed: Vec<_> = steps.iter().filter(|step| step.result.is_err()).map(|step| step.name).collect();
+    if failed.is_empty() {
+        println!("all steps are ok");
+        return Ok(());
+    }
+    bail!("failed: {}", failed.join(", "))
 }
 
 fn run_cargo(arguments: &[&str]) -> Result<()> {
@@ -50,8 +74,31 @@ fn run_cargo(arguments: &[&str]) -> Result<()> {
 fn without_redis() -> Result<()> {
     run_cargo(&["check", "-p", "app-builder", "--no-default-features"])?;
     let tree = output(cargo().args(["tree", "-p", "app-builder", "--no-default-features", "-e", "normal"]))?;
-    match tree.lines().find(|line| line.contains("redis")) {
-        Some(line) => bail!("app-builder without default features depends on: {}", line.trim()),
+    match redis_in(&tree) {
+        Some(line) => bail!("app-builder without default features depends on: {line}"),
         None => Ok(()),
+    }
+}
+
+fn redis_in(tree: &str) -> Option<&str> {
+    tree.lines().map(str::trim).find(|line| line.contains("redis"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_planted_redis_is_found() {
+        assert_eq!(redis_in("app-builder v0.1.0\n├── bytes v1\n└── cache-core v0.1.0"), None);
+        assert_eq!(redis_in("app-builder v0.1.0\n└── redis v1.8.1"), Some("└── redis v1.8.1"));
+    }
+
+    #[test]
+    fn one_failed_step_fails_them_all() {
+        let ok = || step("fine", || Ok(()));
+        assert!(summary(&[ok(), ok()]).is_ok());
+        let error = summary(&[ok(), step("broken", || bail!("why")), ok()]).expect_err("a step failed");
+        assert_eq!(error.to_string(), "failed: broken");
     }
 }

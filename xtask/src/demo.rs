@@ -1,16 +1,18 @@
 //! `cargo xtask demo`: a Redis and two servers, with what to look at.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use conformance::redis_server::RedisServer;
+use anyhow::{Context, Result, bail};
+use conformance::redis_server::{RedisServer, answers};
 
 use crate::process::{self, cargo, root};
 use crate::redis;
 
 const ADDRESSES: [&str; 2] = ["127.0.0.1:8081", "127.0.0.1:8082"];
 const TOKEN: &str = "demo-token";
+const START_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A server that ends with this program.
 struct Server(Child);
@@ -22,45 +24,62 @@ impl Drop for Server {
     }
 }
 
+/// A folder that goes with this program.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 pub(crate) fn run() -> Result<()> {
+    for address in ADDRESSES {
+        if answers(address.parse()?) {
+            bail!("the demo needs {address}, where something else listens already");
+        }
+    }
     redis::ensure()?;
     process::run(cargo().args(["build", "-p", "org-server"]))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let redis = RedisServer::start();
-    let data = std::env::temp_dir().join(format!("org-server-demo-{}", std::process::id()));
-    std::fs::create_dir_all(&data)?;
-    // One after the other: the first makes the database and imports the sample.
-    let _first = start(ADDRESSES[0], &data, &redis)?;
-    wait_for(ADDRESSES[0]);
-    let _second = start(ADDRESSES[1], &data, &redis)?;
-    wait_for(ADDRESSES[1]);
+    let data = Folder(std::env::temp_dir().join(format!("org-server-demo-{}", std::process::id())));
+    std::fs::create_dir_all(data.0.join("data"))?;
+    // One after the other: the first makes the database, and both read the same.
+    let _servers = [start(ADDRESSES[0], &data.0, &redis)?, start(ADDRESSES[1], &data.0, &redis)?];
     explain(&redis);
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).context("waiting for Enter")?;
-    let _ = std::fs::remove_dir_all(data);
+    runtime.block_on(tokio::signal::ctrl_c()).context("waiting for Ctrl-C")?;
+    println!("\nstopped");
     Ok(())
 }
 
 fn start(address: &str, data: &Path, redis: &RedisServer) -> Result<Server> {
-    let program = root().join("target/debug/org-server");
-    let child = Command::new(program)
+    let child = Command::new(program())
         .current_dir(data)
         .env("BIND_ADDR", address)
+        .env("DATABASE_URL", "sqlite://data/orgs.db?mode=rwc")
         .env("REDIS_URL", redis.url())
         .env("ADMIN_TOKEN", TOKEN)
         .env("RUST_LOG", "warn")
         .spawn()
         .context("cannot start the server")?;
-    Ok(Server(child))
+    let mut server = Server(child);
+    let started = Instant::now();
+    while !answers(address.parse()?) {
+        if let Some(status) = server.0.try_wait()? {
+            bail!("the server for {address} ended ({status})");
+        }
+        if started.elapsed() > START_DEADLINE {
+            bail!("the server for {address} does not answer within {START_DEADLINE:?}");
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    Ok(server)
 }
 
-fn wait_for(address: &str) {
-    let Ok(address) = address.parse() else { return };
-    for _ in 0..200 {
-        if conformance::redis_server::answers(address) {
-            return;
-        }
-        std::thread::park_timeout(std::time::Duration::from_millis(50));
-    }
+fn program() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    target.join("debug/org-server")
 }
 
 fn explain(redis: &RedisServer) {
@@ -77,7 +96,7 @@ fn explain(redis: &RedisServer) {
          3. What travels:\n   \
             redis-cli -u {url} SUBSCRIBE cache:invalidate\n   \
             redis-cli -u {url} MONITOR\n\n\
-         Press Enter to stop everything.",
+         Press Ctrl-C to stop everything.",
         url = redis.url(),
     );
 }

@@ -5,7 +5,7 @@ use clap::Args;
 
 use crate::process::{self, cargo, has_subcommand};
 
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct Options {
     /// Fail when cargo-deny is not installed, or the advisories cannot be fetched.
     #[arg(long)]

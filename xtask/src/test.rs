@@ -1,19 +1,22 @@
 //! `cargo xtask test`: every test, on real servers.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+mod libtest;
+mod nextest;
+mod table;
 
-use anyhow::{Context, Result, bail};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use conformance::redis_server::{RedisServer, SHARED_URL_VARIABLE};
 
-use crate::process::{cargo, has_subcommand, root};
+use self::table::Table;
+use crate::process::{cargo, has_subcommand};
 use crate::redis;
 
-/// Backends by the name with which their conformance tests begin.
-const BACKENDS: [&str; 5] = ["moka", "local", "redis", "sentinel", "cluster"];
+/// Tests that need a Redis server stand in one of these modules, at the root of their test binary.
+const REDIS_MODULES: [&str; 3] = ["redis", "redis_server", "fleet"];
 
 #[derive(Args, Clone)]
 pub(crate) struct Options {
@@ -39,6 +42,16 @@ enum Backend {
     All,
 }
 
+/// One finished test.
+#[derive(Debug)]
+struct Outcome {
+    package: String,
+    /// Its path within its binary, or where it stands in the documentation.
+    name: String,
+    passed: bool,
+    seconds: f64,
+}
+
 impl Options {
     /// Everything, in full.
     pub(crate) fn all() -> Self {
@@ -62,192 +75,77 @@ impl Backend {
         self != Self::Moka
     }
 
-    /// The tests to run, as a filter of nextest and as words that libtest leaves out. Tests that need Redis
-    /// stand in a module `redis`, or in a test binary of that name.
-    fn filter(self) -> Option<&'static str> {
+    fn has_documentation_tests(self) -> bool {
+        matches!(self, Self::Moka | Self::All)
+    }
+
+    /// Whether a test belongs to what was asked for.
+    fn takes(self, package: &str, test: &str) -> bool {
+        let module = test.split("::").next().unwrap_or_default();
+        let on_redis = package == "cache-redis" || REDIS_MODULES.contains(&module);
         match self {
-            Self::All => None,
-            Self::Moka => Some("not (package(cache-redis) | test(/(^|::)redis::/) | binary(redis))"),
-            Self::Redis => Some("package(cache-redis) | test(/(^|::)redis::/) | binary(redis)"),
-            Self::Sentinel => Some("test(/^sentinel::/)"),
-            Self::Cluster => Some("test(/^cluster::/)"),
+            Self::All => true,
+            Self::Moka => !on_redis && module != "sentinel" && module != "cluster",
+            Self::Redis => on_redis && module != "sentinel" && module != "cluster",
+            Self::Sentinel => module == "sentinel",
+            Self::Cluster => module == "cluster",
         }
     }
-}
 
-/// Results by suite and backend, or by crate.
-#[derive(Default)]
-struct Table {
-    rows: BTreeMap<(String, String), Row>,
-}
-
-#[derive(Default, Clone, Copy)]
-struct Row {
-    passed: u64,
-    failed: u64,
-    time: Duration,
+    /// [`takes`](Self::takes) in nextest's words.
+    fn filter(self) -> Option<String> {
+        let (redis, other) = (REDIS_MODULES.join("|"), "test(/^(sentinel|cluster)::/)");
+        let on_redis = format!("(package(cache-redis) | test(/^({redis})::/))");
+        match self {
+            Self::All => None,
+            Self::Moka => Some(format!("not ({on_redis} | {other})")),
+            Self::Redis => Some(format!("{on_redis} - {other}")),
+            Self::Sentinel => Some("test(/^sentinel::/)".to_owned()),
+            Self::Cluster => Some("test(/^cluster::/)".to_owned()),
+        }
+    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let started = Instant::now();
-    let server = if options.backend.needs_redis() {
-        redis::ensure()?;
-        Some(RedisServer::start())
-    } else {
-        None
+    let server = options.backend.needs_redis().then(start_redis).transpose()?;
+    let prepare = |command: &mut Command| {
+        if let Some(server) = &server {
+            command.env(SHARED_URL_VARIABLE, server.url());
+        }
+        if options.quick {
+            command.env("PROPTEST_CASES", "32");
+        }
     };
     let mut table = Table::default();
-    let nextest = has_subcommand("nextest");
-    let mut command = cargo();
-    match nextest {
-        true => command.args(["nextest", "run", "--workspace", "--no-fail-fast", "--color", "never"]),
-        false => command.args(["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"]),
+    let tests = match has_subcommand("nextest") {
+        true => nextest::run(options.backend, &prepare, &mut table),
+        false => libtest::run(options.backend, &prepare, &mut table),
     };
-    command.args(["--all-features"]);
-    if let Some(filter) = options.backend.filter() {
-        if !nextest {
-            bail!("choosing a backend needs cargo-nextest (`cargo install cargo-nextest --locked`)");
-        }
-        command.args(["-E", filter]);
-    }
-    if let Some(server) = &server {
-        command.env(SHARED_URL_VARIABLE, server.url());
-    }
-    if options.quick {
-        command.env("PROPTEST_CASES", "32");
-    }
-    let tests = stream(&mut command, &mut table);
-    let docs = if options.backend == Backend::All {
-        stream(cargo().args(["test", "--workspace", "--doc", "--all-features"]), &mut table)
-    } else {
-        Ok(())
+    let documentation = match options.backend.has_documentation_tests() {
+        true => libtest::run_documentation(&prepare, &mut table),
+        false => Ok(()),
     };
-    table.print(options.backend, started.elapsed());
+    table.print(options.backend == Backend::All, started.elapsed());
     tests?;
-    docs?;
-    table.check(options.backend)
+    documentation?;
+    table.require(options.backend.required())
 }
 
-/// Runs a test runner, shows what it prints, and counts.
-fn stream(command: &mut Command, table: &mut Table) -> Result<()> {
-    // Both streams into one: runners differ in which they speak on.
-    let (reader, writer) = std::io::pipe().context("no pipe")?;
-    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).current_dir(root());
-    let mut child = command.spawn().context("cannot run cargo")?;
-    // The command keeps its ends of the pipe open; ours would wait for them for ever.
-    *command = Command::new("true");
-    let mut binary = String::new();
-    for line in BufReader::new(reader).lines() {
-        let line = line.unwrap_or_default();
-        println!("{line}");
-        if let Some(name) = binary_of(&line) {
-            binary = name;
-        }
-        if let Some(result) = parse(&line) {
-            let binary = result.binary.as_deref().unwrap_or(&binary);
-            table.count(binary, result.name, result.passed, result.time);
-        }
-    }
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("tests failed ({status})");
-    }
-    Ok(())
+fn start_redis() -> Result<RedisServer> {
+    redis::ensure()?;
+    Ok(RedisServer::start())
 }
 
-struct Outcome<'a> {
-    /// The test binary, where the line names it.
-    binary: Option<String>,
-    name: &'a str,
-    passed: bool,
-    time: Duration,
+/// The arguments that both runners build with, so that neither builds what the other did.
+fn build_arguments(command: &mut Command) -> &mut Command {
+    command.args(["--workspace", "--all-features"])
 }
 
-/// Reads a line of nextest (`PASS [   0.004s] ( 1/17) cache-core bus::tests::x`) or of libtest
-/// (`test bus::tests::x ... ok`).
-fn parse(line: &str) -> Option<Outcome<'_>> {
-    let line = line.trim();
-    if let Some(rest) = line.strip_prefix("test ") {
-        let (name, verdict) = rest.rsplit_once(" ... ")?;
-        let passed = verdict.starts_with("ok");
-        let counted = passed || verdict.starts_with("FAILED");
-        return counted.then_some(Outcome { binary: None, name, passed, time: Duration::ZERO });
-    }
-    let (verdict, rest) = line.split_once(" [")?;
-    let passed = match verdict.trim() {
-        "PASS" => true,
-        "FAIL" | "TIMEOUT" | "SIGABRT" | "SIGSEGV" => false,
-        _ => return None,
-    };
-    let (time, rest) = rest.split_once("s] (")?;
-    let seconds: f64 = time.trim().parse().ok()?;
-    let (_, rest) = rest.split_once(") ")?;
-    let (binary, name) = rest.split_once(' ')?;
-    Some(Outcome { binary: Some(binary.to_owned()), name, passed, time: Duration::from_secs_f64(seconds) })
-}
-
-/// Reads `Running unittests src/lib.rs (target/debug/deps/cache_core-1a2b)` and `Doc-tests cache_core`.
-fn binary_of(line: &str) -> Option<String> {
-    let line = line.trim();
-    if let Some(name) = line.strip_prefix("Doc-tests ") {
-        return Some(format!("{} (docs)", name.replace('_', "-")));
-    }
-    let path = line.strip_prefix("Running ")?.rsplit_once('/')?.1;
-    Some(path.rsplit_once('-')?.0.replace('_', "-"))
-}
-
-impl Table {
-    fn count(&mut self, binary: &str, name: &str, passed: bool, time: Duration) {
-        let mut parts = name.split("::");
-        let key = match (parts.next(), parts.next(), parts.next()) {
-            (Some(backend), Some(suite), Some(_)) if BACKENDS.contains(&backend) => {
-                (suite.to_owned(), backend.to_owned())
-            }
-            _ => ("~".to_owned(), binary.split("::").next().unwrap_or(binary).to_owned()),
-        };
-        let row = self.rows.entry(key).or_default();
-        if passed {
-            row.passed += 1;
-        } else {
-            row.failed += 1;
-        }
-        row.time += time;
-    }
-
-    fn print(&self, backend: Backend, took: Duration) {
-        println!("\n{:<12} {:<24} {:>7} {:>7} {:>9}", "suite", "backend", "passed", "failed", "time");
-        for ((suite, name), row) in &self.rows {
-            let suite = if suite == "~" { "own tests" } else { suite };
-            let time = row.time.as_secs_f64();
-            println!("{suite:<12} {name:<24} {:>7} {:>7} {time:>8.2}s", row.passed, row.failed);
-        }
-        if backend == Backend::All {
-            for name in BACKENDS.iter().filter(|name| self.cases(name) == 0) {
-                println!("{:<12} {name:<24} no cases yet", "-");
-            }
-        }
-        let total = |of: fn(&Row) -> u64| self.rows.values().map(of).sum::<u64>();
-        println!("\nin {:.0} s", took.as_secs_f64());
-        println!("{} passed, {} failed", total(|row| row.passed), total(|row| row.failed));
-    }
-
-    fn cases(&self, backend: &str) -> u64 {
-        self.rows
-            .iter()
-            .filter(|((suite, name), _)| suite != "~" && name == backend)
-            .map(|(_, row)| row.passed)
-            .sum()
-    }
-
-    /// A backend that was asked for and ran no case is a failure, never a skip.
-    fn check(&self, backend: Backend) -> Result<()> {
-        for name in backend.required() {
-            if self.cases(name) == 0 {
-                bail!("no case of the backend `{name}` ran");
-            }
-        }
-        Ok(())
-    }
+fn cargo_with(words: &[&str]) -> Command {
+    let mut command = cargo();
+    build_arguments(command.args(words));
+    command
 }
 
 #[cfg(test)]
@@ -255,30 +153,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_both_runners_are_read() {
-        let line = "        PASS [   0.004s] ( 1/17) cache-moka::conformance moka::cache::set_then_get";
-        let outcome = parse(line).expect("a result");
-        assert_eq!(outcome.binary.as_deref(), Some("cache-moka::conformance"));
-        assert_eq!((outcome.name, outcome.passed), ("moka::cache::set_then_get", true));
-        assert!(!parse("  FAIL [  10.004s] (1/2) a b::c").expect("a result").passed);
-        assert!(parse("test a::b ... ok").expect("a result").passed);
-        assert!(!parse("test a::b ... FAILED").expect("a result").passed);
-        for line in
-            ["test a::b ... ignored", "test result: ok. 3 passed", "    Summary [ 0.1s] 3 tests run", ""]
-        {
-            assert!(parse(line).is_none(), "{line}");
+    fn a_backend_takes_its_own_tests() {
+        let tests = [
+            ("cache-core", "key::tests::x", "moka"),
+            ("cache-moka", "moka::cache::x", "moka"),
+            ("cache-redis", "error::tests::x", "redis"),
+            ("app-builder", "redis::x", "redis"),
+            ("org-server", "fleet::x", "redis"),
+            ("cache-redis", "sentinel::cache::x", "sentinel"),
+            ("cache-redis", "cluster::cache::x", "cluster"),
+        ];
+        let backends = [Backend::Moka, Backend::Redis, Backend::Sentinel, Backend::Cluster];
+        for (package, test, expected) in tests {
+            let takers: Vec<_> = backends.iter().filter(|backend| backend.takes(package, test)).collect();
+            assert_eq!(format!("{takers:?}").to_lowercase(), format!("[{expected}]"), "{package} {test}");
+            assert!(Backend::All.takes(package, test));
         }
-        let running = "     Running unittests src/lib.rs (target/debug/deps/cache_core-1a2b)";
-        assert_eq!(binary_of(running).as_deref(), Some("cache-core"));
-    }
-
-    #[test]
-    fn a_backend_without_cases_is_a_failure() {
-        let mut table = Table::default();
-        table.count("cache-moka::conformance", "moka::cache::x", true, Duration::ZERO);
-        table.count("concurrency::conformance", "local::lock::x", true, Duration::ZERO);
-        table.count("cache-core", "redis::nothing", true, Duration::ZERO);
-        assert!(table.check(Backend::Moka).is_ok());
-        assert!(table.check(Backend::All).is_err());
     }
 }

@@ -5,7 +5,7 @@ use super::Findings;
 
 const LOOK_FILE: usize = 300;
 const MAX_FILE: usize = 600;
-const LOOK_FUNCTION: usize = 50;
+const LOOK_FUNCTION: usize = 30;
 const MAX_FUNCTION: usize = 80;
 
 pub(super) fn check(file: &str, text: &str, findings: &mut Findings) {

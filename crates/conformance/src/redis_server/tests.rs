@@ -99,6 +99,7 @@ fn a_killed_process_leaves_nothing() {
     let mut process = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "redis_server::tests::wait_to_be_killed", "--ignored"])
         .env("CONFORMANCE_NOTE", &note)
+        .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
     assert!(poll(Duration::from_secs(20), || note.exists()));
