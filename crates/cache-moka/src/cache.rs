@@ -119,7 +119,9 @@ impl CacheService for MokaCacheService {
     }
 
     async fn set_bytes(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<(), CacheError> {
-        self.set_many_bytes(&[(key, value)], ttl).await
+        self.check_size(&value)?;
+        self.lock(key)?.insert(value, self.life(ttl));
+        Ok(())
     }
 
     async fn set_many_bytes(&self, entries: &[(&str, Bytes)], ttl: Ttl) -> Result<(), CacheError> {
