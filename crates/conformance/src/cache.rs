@@ -25,6 +25,7 @@
 pub mod concurrent;
 pub mod keys;
 pub mod leases;
+pub mod refresh;
 pub mod values;
 
 use std::sync::Arc;
@@ -182,11 +183,18 @@ macro_rules! cache_suite {
                         a_fill_with_no_life_gives_the_lease_up,
                         an_oversized_fill_keeps_the_lease,
                         what_is_filled_has_a_life_of_its_own,
-                        a_refresh_with_no_life_removes_what_it_saw,
                         leases_are_held_under_hostile_keys_too,
                         another_instance_is_on_the_same_store,
+                    ]
+                );
+                $crate::cases!(
+                    $fixture,
+                    cache,
+                    refresh,
+                    [
                         a_refresh_replaces_what_it_saw,
                         a_refresh_gives_way,
+                        a_refresh_with_no_life_removes_what_it_saw,
                         a_dead_value_is_taken_over_once,
                         a_changed_value_is_not_taken_over,
                         nothing_is_taken_over_as_an_ordinary_lease,

@@ -55,17 +55,7 @@ pub async fn readers_never_see_an_acknowledged_past(f: CacheFixture) {
             }
         });
     }
-    for round in 0..150 {
-        let n = round % KEYS;
-        let version = origin.truth[n].fetch_add(1, Ordering::SeqCst) + 1;
-        match round % 4 {
-            0 => f.service.invalidate_many(&[&keys[n], &f.scope]).await.unwrap(),
-            1 => drop(f.service.invalidate_prefix(&keys[n]).await.unwrap()),
-            _ => f.service.invalidate(&keys[n]).await.unwrap(),
-        }
-        origin.acknowledged[n].store(version, Ordering::SeqCst);
-        tokio::task::yield_now().await;
-    }
+    write(&f, &keys, &origin).await;
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
@@ -87,6 +77,21 @@ impl Origin {
         let unique: [u8; Stamp::BYTES] = rand::random();
         tokio::task::yield_now().await;
         [&unique[..], &version.to_be_bytes()].concat().into()
+    }
+}
+
+/// Commits and invalidates, in every way there is.
+async fn write(f: &CacheFixture, keys: &[String; KEYS], origin: &Origin) {
+    for round in 0..150 {
+        let n = round % KEYS;
+        let version = origin.truth[n].fetch_add(1, Ordering::SeqCst) + 1;
+        match round % 4 {
+            0 => f.service.invalidate_many(&[&keys[n], &f.scope]).await.unwrap(),
+            1 => drop(f.service.invalidate_prefix(&keys[n]).await.unwrap()),
+            _ => f.service.invalidate(&keys[n]).await.unwrap(),
+        }
+        origin.acknowledged[n].store(version, Ordering::SeqCst);
+        tokio::task::yield_now().await;
     }
 }
 
