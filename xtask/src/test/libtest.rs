@@ -1,9 +1,10 @@
 //! Tests run without cargo-nextest: cargo builds the test binaries, and they are run one after the other.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -98,7 +99,9 @@ fn stream(command: &mut Command, package: &str, table: &mut Table) -> Result<()>
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run tests")?;
     let (mut said, mut read) = (Totals::default(), Totals::default());
     // Lines that are repeated after a failure are those of other tests' output.
-    let mut seen = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    // Tests run side by side; each is given what passed since the one before, so the sum is true.
+    let mut last = Instant::now();
     for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
         let line = line?;
         println!("{line}");
@@ -107,15 +110,12 @@ fn stream(command: &mut Command, package: &str, table: &mut Table) -> Result<()>
             seen.clear();
         }
         if let Some((name, passed)) = result_of(&line)
-            && seen.insert(name.to_owned(), passed).is_none()
+            && seen.insert(name.to_owned())
         {
             *(if passed { &mut read.passed } else { &mut read.failed }) += 1;
-            table.count(&Outcome {
-                package: package.to_owned(),
-                name: name.to_owned(),
-                passed,
-                seconds: 0.0,
-            });
+            let seconds = last.elapsed().as_secs_f64();
+            last = Instant::now();
+            table.count(&Outcome { package: package.to_owned(), name: name.to_owned(), passed, seconds });
         }
     }
     let status = child.wait()?;

@@ -51,8 +51,7 @@ impl Table {
                 Group::Suite { suite, backend } => (*suite, *backend),
                 Group::Own { package } => ("unit/other", package.as_str()),
             };
-            let time = if *seconds > 0.0 { format!("{seconds:.2} s") } else { "-".to_owned() };
-            println!("{suite:<12} {name:<20} {passed:>7} {failed:>7} {time:>10}");
+            println!("{suite:<12} {name:<20} {passed:>7} {failed:>7} {seconds:>8.2} s");
         }
         for backend in BACKENDS.iter().filter(|backend| all && self.cases(backend) == 0) {
             println!("{backend}: no cases yet");
