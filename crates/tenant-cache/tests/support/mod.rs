@@ -7,6 +7,8 @@
     reason = "each test binary uses a part"
 )]
 
+pub mod watched;
+
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
