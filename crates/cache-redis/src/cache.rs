@@ -9,7 +9,7 @@ use bytes::Bytes;
 use cache_core::cache::{ClaimKind, DEFAULT_MAX_VALUE_BYTES, DEFAULT_TTL};
 use cache_core::key::validate;
 use cache_core::{CacheError, CacheService, Claim, InvalidationBus, Lookup, Stamp, Ttl};
-use redis::cmd;
+use redis::{Cmd, cmd};
 
 use crate::bus::RedisBus;
 use crate::connection::RedisLink;
@@ -100,6 +100,19 @@ impl RedisCacheService {
         ttl.resolve(self.options.default_ttl).map(|life| life.as_millis() as u64)
     }
 
+    /// The command that stores a value, or removes what is there when it has no life.
+    fn storing(&self, key: &str, value: Bytes, life: Option<u64>) -> Cmd {
+        let key = self.link.key(key);
+        let Some(px) = life else {
+            let mut command = cmd("UNLINK");
+            command.arg(key);
+            return command;
+        };
+        let mut command = cmd("SET");
+        command.arg(key).arg(&keyspace::stored(value)[..]).arg("PX").arg(px);
+        command
+    }
+
     async fn set_or_get(&self, key: &str, token: &[u8; 16], px: u64) -> Result<Option<Vec<u8>>, CallError> {
         let (key, marker) = (self.link.key(key), keyspace::marker(token));
         if !self.old_server.load(Ordering::Relaxed) {
@@ -143,8 +156,11 @@ impl CacheService for RedisCacheService {
         Ok(found)
     }
 
+    #[tracing::instrument(level = "trace", skip_all)]
     async fn set_bytes(&self, key: &str, value: Bytes, ttl: Ttl) -> Result<(), CacheError> {
-        self.set_many_bytes(&[(key, value)], ttl).await
+        validate(key)?;
+        self.check_size(&value)?;
+        Ok(self.link.call("set", &self.storing(key, value, self.life(ttl))).await?)
     }
 
     #[tracing::instrument(level = "trace", skip_all, fields(keys = entries.len()))]
@@ -157,16 +173,9 @@ impl CacheService for RedisCacheService {
         for batch in entries.chunks(BATCH) {
             let mut pipeline = redis::pipe();
             for (key, value) in batch {
-                let key = self.link.key(key);
-                match life {
-                    Some(px) => {
-                        let value = keyspace::stored(value.clone());
-                        pipeline.cmd("SET").arg(key).arg(&value[..]).arg("PX").arg(px).ignore()
-                    }
-                    None => pipeline.cmd("UNLINK").arg(key).ignore(),
-                };
+                pipeline.add_command(self.storing(key, value.clone(), life)).ignore();
             }
-            let () = self.link.call("set", &pipeline).await?;
+            let () = self.link.call("set_many", &pipeline).await?;
         }
         Ok(())
     }

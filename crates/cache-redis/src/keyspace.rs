@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use cache_core::Stamp;
+use redis::{RedisWrite, ToRedisArgs, ToSingleRedisArg};
 
 /// What a lease marker begins with.
 pub(crate) const MARKER: u8 = 0x00;
@@ -10,6 +11,24 @@ const ESCAPE: u8 = 0x1B;
 
 /// Keys in one step; far below what a script can take (`unpack` ends at 7 999).
 pub(crate) const BATCH: usize = 1_000;
+
+/// A key or channel with the deployment's prefix in front, put together on the way out.
+#[derive(Clone, Copy)]
+pub(crate) struct Prefixed<'a> {
+    pub(crate) prefix: &'a str,
+    pub(crate) key: &'a str,
+}
+
+impl ToRedisArgs for Prefixed<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        let mut text = out.writer_for_next_arg();
+        // Writing to memory cannot fail.
+        let _ = std::io::Write::write_all(&mut text, self.prefix.as_bytes());
+        let _ = std::io::Write::write_all(&mut text, self.key.as_bytes());
+    }
+}
+
+impl ToSingleRedisArg for Prefixed<'_> {}
 
 /// The bytes to store for a value.
 pub(crate) fn stored(value: Bytes) -> Bytes {

@@ -5,7 +5,7 @@
 //! | you look for | module |
 //! |---|---|
 //! | what to connect to | [`settings`]: [`RedisSettings`] |
-//! | the connections, their deadlines and their breaker | [`connection`]: [`RedisLink`], [`policy`] |
+//! | the connections, their deadlines and their breaker | [`connection`]: [`RedisLink`], `hot`, [`policy`] |
 //! | the cache | [`cache`]: [`RedisCacheService`] |
 //! | invalidations to and from other instances, and how far memory may be trusted | [`bus`]: [`RedisBus`] |
 //! | how errors of Redis are told apart | [`error`] |
@@ -17,6 +17,7 @@ pub mod bus;
 pub mod cache;
 pub mod connection;
 pub mod error;
+mod hot;
 mod keyspace;
 pub mod policy;
 mod scan;

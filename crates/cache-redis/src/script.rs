@@ -8,8 +8,9 @@ use std::sync::LazyLock;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisResult, Script, ServerErrorKind, ToRedisArgs, cmd};
 
-use crate::connection::{RedisLink, Work};
+use crate::connection::RedisLink;
 use crate::error::CallError;
+use crate::hot::Work;
 
 /// A script with its digest.
 pub(crate) struct Prepared {
