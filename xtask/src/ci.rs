@@ -15,9 +15,15 @@ pub(crate) struct Options {
     skip_tests: bool,
 }
 
+enum Verdict {
+    Passed,
+    /// What it needs is not installed, and it may be left out.
+    NotRun,
+}
+
 struct Step {
     name: &'static str,
-    result: Result<()>,
+    result: Result<Verdict>,
     took: Duration,
 }
 
@@ -38,14 +44,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.skip_tests {
         steps.push(step("tests", || test::run(&test::Options::all())));
     }
-    steps.push(step("deny", || deny::run(&deny::Options::default())));
+    steps.push(step_that_may_not_run("deny", || deny::run(&deny::Options::default())));
     summary(&steps)
 }
 
 fn step(name: &'static str, work: impl FnOnce() -> Result<()>) -> Step {
+    step_that_may_not_run(name, || work().map(|()| true))
+}
+
+fn step_that_may_not_run(name: &'static str, work: impl FnOnce() -> Result<bool>) -> Step {
     println!("\n== {name}");
     let started = Instant::now();
-    let result = work();
+    let result = work().map(|ran| if ran { Verdict::Passed } else { Verdict::NotRun });
     if let Err(error) = &result {
         println!("{error:#}");
     }
@@ -55,12 +65,16 @@ fn step(name: &'static str, work: impl FnOnce() -> Result<()>) -> Step {
 fn summary(steps: &[Step]) -> Result<()> {
     println!();
     for Step { name, result, took } in steps {
-        let verdict = if result.is_ok() { "ok" } else { "FAILED" };
+        let verdict = match result {
+            Ok(Verdict::Passed) => "ok",
+            Ok(Verdict::NotRun) => "NOT RUN",
+            Err(_) => "FAILED",
+        };
         println!("{name:<16} {verdict:<7} {:>5.0} s", took.as_secs_f64());
     }
     let failed: Vec<_> = steps.iter().filter(|step| step.result.is_err()).map(|step| step.name).collect();
     if failed.is_empty() {
-        println!("all steps are ok");
+        println!("no step failed");
         return Ok(());
     }
     bail!("failed: {}", failed.join(", "))

@@ -11,7 +11,7 @@ use crate::process::{self, cargo, root};
 use crate::redis;
 
 const ADDRESSES: [&str; 2] = ["127.0.0.1:8081", "127.0.0.1:8082"];
-const TOKEN: &str = "demo-token";
+const TOKEN: &str = "only-for-this-demo";
 const START_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A server that ends with this program.
@@ -86,7 +86,8 @@ fn explain(redis: &RedisServer) {
     let [first, second] = ADDRESSES;
     println!(
         "\nTwo servers on one Redis ({url}). Try:\n\n\
-         1. The first answer comes from the database, the next from memory (see `cache-status`):\n   \
+         1. The first answer comes from the database, the other server's from Redis, and any further one from memory\n   \
+            (see `cache-status`):\n   \
             curl -i -H 'Host: acme.localhost' http://{first}/v1/org\n   \
             curl -i -H 'Host: acme.localhost' http://{second}/v1/org\n\n\
          2. A change through one is seen by the other at once:\n   \

@@ -16,7 +16,8 @@ fn check(checks: &[&str]) -> Result<()> {
     process::run(cargo().arg("deny").arg("check").args(checks))
 }
 
-pub(crate) fn run(options: &Options) -> Result<()> {
+/// Says whether anything was checked at all.
+pub(crate) fn run(options: &Options) -> Result<bool> {
     if !has_subcommand("deny") {
         let message =
             "cargo-deny is not installed, so NOTHING WAS CHECKED (`cargo install cargo-deny --locked`)";
@@ -24,15 +25,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             bail!(message);
         }
         println!("{message}");
-        return Ok(());
+        return Ok(false);
     }
     check(&["licenses", "bans", "sources"])?;
     match check(&["advisories"]) {
-        Err(error) if options.require => Err(error),
-        Err(_) => {
-            println!("the advisories could NOT BE CHECKED, or were found wanting: see above");
-            Ok(())
-        }
-        Ok(()) => Ok(()),
+        Err(error) if options.require => return Err(error),
+        Err(_) => println!("the advisories could NOT BE CHECKED, or were found wanting: see above"),
+        Ok(()) => {}
     }
+    Ok(true)
 }

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         Command::Chaos(options) => chaos::run(&options),
         Command::Tidy => tidy::run(),
         Command::Ci(options) => ci::run(&options),
-        Command::Deny(options) => deny::run(&options),
+        Command::Deny(options) => deny::run(&options).map(drop),
         Command::Demo => demo::run(),
     };
     match done {
