@@ -30,12 +30,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use self::pump::{Stage, pump};
+use self::pump::{Stage, close_gently, pump, reset_on_drop};
 
 /// Connections beyond this are closed at once.
 const MOST_LINKS: usize = 4_096;
@@ -289,15 +288,6 @@ async fn connect<'a>(shared: &Shared, link: &'a Link) -> Option<&'a TcpStream> {
 async fn end(task: JoinHandle<()>) {
     task.abort();
     let _ = task.await;
-}
-
-fn reset_on_drop(stream: &TcpStream) {
-    let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
-}
-
-fn close_gently(stream: &TcpStream) {
-    let _ = SockRef::from(stream).set_linger(None);
 }
 
 #[cfg(test)]

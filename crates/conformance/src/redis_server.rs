@@ -15,15 +15,15 @@ mod process;
 mod sentinel;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 
 pub use self::cluster::ClusterSet;
-use self::process::{CONFIGURATION, LOG, Process};
+use self::process::{CONFIGURATION, LOG, Process, configuration, free_port};
 pub use self::sentinel::{SentinelOptions, SentinelSet};
 use crate::resp::{Connection, Reply};
 
@@ -278,30 +278,6 @@ impl Drop for RedisServer {
         self.end();
         let _ = std::fs::remove_dir_all(&self.folder);
     }
-}
-
-/// The text of a configuration; later options win.
-fn configuration(port: u16, folder: &Path, options: &[String]) -> String {
-    let port = port.to_string();
-    let folder = folder.to_string_lossy();
-    let base = ["--port", &port, "--bind", "127.0.0.1", "--dir", &folder, "--save", "", "--appendonly", "no"];
-    let mut text = String::new();
-    for word in base.into_iter().chain(options.iter().map(String::as_str)) {
-        match word.strip_prefix("--") {
-            Some(name) => text.push_str(&format!("\n{name}")),
-            None => text.push_str(&format!(" \"{}\"", word.replace('\\', "\\\\").replace('"', "\\\""))),
-        }
-    }
-    text + "\n"
-}
-
-/// Outside of the range from which the system hands out ports by itself: a server that is killed for a while
-/// then finds its port still free when it comes back.
-fn free_port() -> u16 {
-    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let mut random = rand::rng();
-    let port = std::iter::repeat_with(|| random.random_range(15_000..32_000)).take(1_000).find(free);
-    port.expect("a port is free")
 }
 
 /// Asks again and again until the answer is yes; false when it was not within the limit.

@@ -149,3 +149,14 @@ fn decide(gate: Gate, now: Instant, came: Instant, spent: usize, last: Option<In
         Gate::CutAfter(most) => Step::Write(most - spent),
     }
 }
+
+/// Whoever drops it from now on resets it.
+pub(super) fn reset_on_drop(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Takes [`reset_on_drop`] back.
+pub(super) fn close_gently(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
+}

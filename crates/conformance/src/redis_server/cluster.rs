@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{RedisServer, field_of, free_port, poll};
+use super::process::free_port;
+use super::{RedisServer, field_of, poll};
 use crate::resp::Reply;
 
 const READY: Duration = Duration::from_secs(30);

@@ -5,10 +5,13 @@
 //! whatever reason, the shell kills the server and removes its folder.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+
+use rand::Rng;
 
 /// The server's log, within its folder.
 pub(super) const LOG: &str = "redis.log";
@@ -90,4 +93,28 @@ fn is_installed() -> bool {
         let tried = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
         tried.is_ok_and(|status| status.success())
     })
+}
+
+/// The text of a configuration; later options win.
+pub(super) fn configuration(port: u16, folder: &Path, options: &[String]) -> String {
+    let port = port.to_string();
+    let folder = folder.to_string_lossy();
+    let base = ["--port", &port, "--bind", "127.0.0.1", "--dir", &folder, "--save", "", "--appendonly", "no"];
+    let mut text = String::new();
+    for word in base.into_iter().chain(options.iter().map(String::as_str)) {
+        match word.strip_prefix("--") {
+            Some(name) => text.push_str(&format!("\n{name}")),
+            None => text.push_str(&format!(" \"{}\"", word.replace('\\', "\\\\").replace('"', "\\\""))),
+        }
+    }
+    text + "\n"
+}
+
+/// Outside of the range from which the system hands out ports by itself: a server that is killed for a while
+/// then finds its port still free when it comes back.
+pub(super) fn free_port() -> u16 {
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut random = rand::rng();
+    let port = std::iter::repeat_with(|| random.random_range(15_000..32_000)).take(1_000).find(free);
+    port.expect("a port is free")
 }
