@@ -64,11 +64,6 @@ impl Generation {
         *known = None;
     }
 
-    /// Forgets the number, without invalidating anything.
-    pub(crate) fn forget(&self) {
-        *self.known.lock() = None;
-    }
-
     /// Remembers a number that was asked for when the count was `seen`, unless the group was invalidated
     /// since: the answer may be older than the message.
     fn learn(&self, seen: u64, number: u64) {
@@ -172,11 +167,12 @@ impl Generations {
         self.groups.lock().by_text.get(text).and_then(Weak::upgrade)
     }
 
-    /// Forgets all numbers: memory is not to be trusted.
+    /// Forgets all numbers: messages may have been missed. Each group counts as invalidated: a number that was
+    /// asked for before could be learned again otherwise, and would revive what the missed message was about.
     pub(crate) fn forget_all(&self) {
-        self.all.forget();
+        self.all.bump();
         for group in self.groups.lock().by_text.values().filter_map(Weak::upgrade) {
-            group.forget();
+            group.bump();
         }
     }
 
@@ -311,7 +307,7 @@ mod tests {
         chain.learn(0, 8);
         assert_eq!((group.known(), chain.stands()), (Some(8), true));
         generations.forget_all();
-        assert_eq!((group.known(), chain.stands()), (None, true));
+        assert_eq!((group.known(), chain.stands()), (None, false));
     }
 
     /// SG9: groups that nobody uses leave no memory behind.
