@@ -8,17 +8,17 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cache_core::{CacheError, Tick};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
-use parking_lot::Mutex;
 
 use crate::cache::Found;
 use crate::key::{CacheKey, NearKey};
 use crate::near::Ticket;
+use crate::sync::{AtomicU64, Mutex};
 
 const SHARDS: usize = 16;
 

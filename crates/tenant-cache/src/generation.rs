@@ -9,14 +9,15 @@
 //! Why not timestamps: they compare clocks of different machines, and a lost one means "never invalidated".
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use cache_core::key::{Owner, push_segment};
 use cache_core::{CacheError, CacheService, Claim, Clock, Lookup, Stamp, Ttl};
-use parking_lot::Mutex;
+
+use crate::sync::{AtomicU64, Mutex};
 
 /// How long a number is kept after its last renewal: twice the longest life of an entry at least.
 pub(crate) const GENERATION_TTL: Duration = Duration::from_secs(60 * 24 * 60 * 60);

@@ -28,6 +28,8 @@ mod fetch;
 mod flight;
 mod frame;
 mod generation;
+#[cfg(test)]
+mod interleavings;
 mod key;
 mod load;
 mod local_bus;
@@ -36,6 +38,7 @@ mod pending;
 mod policy;
 mod registry;
 mod stats;
+mod sync;
 
 pub use ambient::RequestScope;
 pub use builder::DomainBuilder;

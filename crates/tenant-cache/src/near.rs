@@ -12,7 +12,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use cache_core::{CacheError, Tick};
-use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, UnitWeighter};
 
@@ -20,6 +19,7 @@ use crate::generation::{Chain, Generation};
 use crate::key::{CacheKey, NearKey, NearQuery};
 use crate::policy::Policy;
 use crate::stats::{Counters, EvictionCause};
+use crate::sync::Mutex;
 
 const STRIPES: usize = 256;
 
