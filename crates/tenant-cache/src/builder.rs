@@ -1,19 +1,29 @@
 //! The definition of a domain's cache.
 
 use std::any::TypeId;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cache_core::error::SharedSource;
 use cache_core::{CacheError, Codec, Json, LoadError, Scope};
+use futures_util::FutureExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cache::{Inner, LifeBy, TagsBy, TenantCache};
+use crate::answer::Source;
+use crate::background::Background;
+use crate::bulk::BulkFn;
+use crate::cache::TenantCache;
 use crate::changes::Listeners;
 use crate::far::FarTier;
 use crate::flight::Flights;
+use crate::hooks::Hooks;
+use crate::inner::{Inner, LifeBy, TagsBy};
 use crate::key::CacheKey;
+use crate::labels::Meters;
 use crate::load::{FallbackFn, LoadFn, Loader, Resilience, Retry, load_fn};
+use crate::loaded::{LoadRequest, Loaded};
 use crate::near::NearTier;
 use crate::policy::{Mode, NegativeTier, Policy};
 use crate::registry::{Caches, Definition};
@@ -32,6 +42,8 @@ pub struct DomainBuilder<K, V> {
     tags_by: Option<TagsBy<K>>,
     resilience: Resilience,
     fallback: Option<Box<FallbackFn<K, V>>>,
+    bulk: Option<Arc<BulkFn<K, V>>>,
+    hooks: Hooks<K>,
     made_of: Vec<TypeId>,
 }
 
@@ -55,6 +67,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
             tags_by: None,
             resilience: Resilience::default(),
             fallback: None,
+            bulk: None,
+            hooks: Hooks::default(),
             made_of: vec![TypeId::of::<K>(), TypeId::of::<V>()],
         }
     }
@@ -136,6 +150,68 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         self
     }
 
+    /// Refreshes an entry in the background at the first hit after this share of its life, between 0 and 1, so
+    /// that what is asked for often never expires. Default: not.
+    pub fn refresh_ahead(mut self, share: f64) -> Self {
+        self.policy.refresh_ahead = Some(share);
+        self
+    }
+
+    /// Serves an entry for so long after its [`ttl`](Self::ttl), while it is refreshed in the background. Default
+    /// 0: not at all.
+    pub fn stale_while_revalidate(mut self, stale: Duration) -> Self {
+        self.policy.stale_while_revalidate = stale;
+        self
+    }
+
+    /// Keeps an entry for so long after its [`ttl`](Self::ttl), to serve it when the load fails ("fail-safe"). An
+    /// invalidated entry is gone, and is not served. Default 0: a failed load is an error.
+    pub fn stale_if_error(mut self, stale: Duration) -> Self {
+        self.policy.stale_if_error = stale;
+        self
+    }
+
+    /// How long after a failed load its stale value is served without another load. Default 5 s.
+    pub fn error_throttle(mut self, pause: Duration) -> Self {
+        self.policy.error_throttle = pause;
+        self
+    }
+
+    /// How long a lookup waits for a load while there is a stale value to serve
+    /// ([`stale_if_error`](Self::stale_if_error)); the load goes on in the background. Default: to its end.
+    pub fn soft_timeout(mut self, limit: Duration) -> Self {
+        self.policy.soft_timeout = Some(limit);
+        self
+    }
+
+    /// How long a lookup waits for a load; then it fails ([`LoadError::TimedOut`]), or is given the stale value if
+    /// there is one, and the load goes on in the background. Default: to its end.
+    pub fn hard_timeout(mut self, limit: Duration) -> Self {
+        self.policy.hard_timeout = Some(limit);
+        self
+    }
+
+    /// The share of the memory that one tenant can fill, over 0 and up to 1: beyond, its own oldest entries go,
+    /// and not the others'. Costs a queue entry per entry. Default: no limit.
+    pub fn tenant_share(mut self, share: f64) -> Self {
+        self.policy.tenant_share = Some(share);
+        self
+    }
+
+    /// Called on every hit; it runs in the lookup, so it must be quick. Default: none.
+    pub fn on_hit(mut self, hook: impl Fn(&K, Source) + Send + Sync + 'static) -> Self {
+        self.made_of.push(type_of(&hook));
+        self.hooks.on_hit = Some(Box::new(hook));
+        self
+    }
+
+    /// Called on every lookup that had to load; it runs in the lookup, so it must be quick. Default: none.
+    pub fn on_miss(mut self, hook: impl Fn(&K) + Send + Sync + 'static) -> Self {
+        self.made_of.push(type_of(&hook));
+        self.hooks.on_miss = Some(Box::new(hook));
+        self
+    }
+
     /// How long a lease outlives a crashed loader. Default 3 s.
     pub fn lease_for(mut self, lease: Duration) -> Self {
         self.policy.lease_for = lease;
@@ -177,6 +253,23 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         self
     }
 
+    /// Loads several keys in one go, for [`get_many`](TenantCache::get_many): at most 500 at a time; a key that is
+    /// not in the answer does not exist. A single key is loaded by the loader of [`load`](Self::load). Default:
+    /// none, several keys are loaded one by one.
+    pub fn bulk<F, Fut, E>(mut self, loader: F) -> Self
+    where
+        F: Fn(Vec<K>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<HashMap<K, V>, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.made_of.push(type_of(&loader));
+        self.bulk = Some(Arc::new(move |keys| {
+            let loaded = loader(keys);
+            async move { loaded.await.map_err(|error| SharedSource::from(error.into())) }.boxed()
+        }));
+        self
+    }
+
     /// How values are written in the far tier. Default JSON.
     pub fn codec(mut self, codec: impl Codec<V> + 'static) -> Self {
         self.made_of.push(type_of(&codec));
@@ -200,7 +293,44 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         V: Serialize + DeserializeOwned,
     {
         let codec = self.codec.clone().unwrap_or_else(|| Arc::new(Json));
-        self.finish(loader, codec)
+        let load = move |request: LoadRequest<K, V>| loader(request.key);
+        self.finish::<F>(load_fn(load), false, codec)
+    }
+
+    /// [`load`](Self::load) with a loader that sees the value it would replace, may answer that it has not
+    /// changed, and may decide how long its answer lives and which groups it belongs to.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tenant_cache::{Caches, LoadRequest, Loaded, TenantCache};
+    ///
+    /// # struct Row { etag: u64 }
+    /// # async fn ask(id: u64, etag: Option<u64>) -> Result<Option<String>, std::io::Error> { Ok(None) }
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct Page { etag: u64, text: String }
+    /// let pages: TenantCache<u64, Page> = Caches::in_memory()
+    ///     .domain("pages")
+    ///     .stale_if_error(Duration::from_secs(600))
+    ///     .load_with(|request: LoadRequest<u64, Page>| async move {
+    ///         let known = request.stale.as_ref().map(|page| page.etag);
+    ///         Ok::<_, std::io::Error>(match ask(request.key, known).await? {
+    ///             None => Loaded::not_modified(),
+    ///             Some(text) => Loaded::value(Page { etag: 1, text }).tag("pages"),
+    ///         })
+    ///     })?;
+    /// # Ok::<(), cache_core::CacheError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with<F, Fut, E>(self, loader: F) -> Result<TenantCache<K, V>, CacheError>
+    where
+        F: Fn(LoadRequest<K, V>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Loaded<V>, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+        V: Serialize + DeserializeOwned,
+    {
+        let codec = self.codec.clone().unwrap_or_else(|| Arc::new(Json));
+        self.finish::<F>(load_fn(loader), true, codec)
     }
 
     /// [`load`](Self::load) for a [`local`](Self::local) cache, whose values need no serialised form.
@@ -213,44 +343,50 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         Fut: Future<Output = Result<Option<V>, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.local().finish(loader, Arc::new(Unwritten))
+        let load = move |request: LoadRequest<K, V>| loader(request.key);
+        self.local().finish::<F>(load_fn(load), false, Arc::new(Unwritten))
     }
 
-    fn finish<F, Fut, E>(
+    /// Makes the cache, or finds the one that was made in the same way; `F` is the type of the user's loader.
+    fn finish<F: 'static>(
         mut self,
-        loader: F,
+        load: Box<LoadFn<K, V>>,
+        may_tag: bool,
         codec: Arc<dyn Codec<V>>,
-    ) -> Result<TenantCache<K, V>, CacheError>
-    where
-        F: Fn(K) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Option<V>, E>> + Send + 'static,
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    ) -> Result<TenantCache<K, V>, CacheError> {
         self.policy.validate(&self.name)?;
-        self.made_of.push(type_of(&loader));
+        self.made_of.push(TypeId::of::<F>());
         let definition =
             Definition { policy: self.policy.clone(), made_of: std::mem::take(&mut self.made_of) };
         let (shared, name) = (Arc::clone(&self.caches.shared), Arc::clone(&self.name));
-        let inner = shared.define(&name, definition, || self.make(load_fn(loader), codec))?;
+        let inner = shared.define(&name, definition, || self.make(load, may_tag, codec))?;
         Ok(TenantCache { inner })
     }
 
-    fn make(self, load: Box<LoadFn<K, V>>, codec: Arc<dyn Codec<V>>) -> Result<Inner<K, V>, CacheError> {
+    fn make(
+        self,
+        load: Box<LoadFn<K, V>>,
+        may_tag: bool,
+        codec: Arc<dyn Codec<V>>,
+    ) -> Result<Inner<K, V>, CacheError> {
         let shared = &self.caches.shared;
-        let counters = Arc::new(Counters::new(&self.name));
+        let meters = Meters::new(&self.name, &shared.labels);
+        let counters = Arc::new(Counters::new(&self.name, meters.is_some()));
         let wide = [shared.generations.all(), shared.generations.domain(None, &self.name)];
         let tiered = self.policy.mode == Mode::Tiered;
         let far = shared.far.as_ref().filter(|_| tiered).map(|service| FarTier {
             service: Arc::clone(service),
             trust: Arc::clone(&shared.trust),
             clock: shared.clock.clone(),
+            generations: Arc::clone(&shared.generations),
             counters: Arc::clone(&counters),
         });
-        let (resilience, fallback) = (self.resilience, self.fallback);
+        let (resilience, fallback, bulk) = (self.resilience, self.fallback, self.bulk);
         Ok(Inner {
             near: NearTier::new(&self.policy, wide, Arc::clone(&counters))?,
             flights: Arc::new(Flights::new()),
-            loader: Loader { domain: Arc::clone(&self.name), load, fallback, resilience },
+            background: Background::new(),
+            loader: Loader { domain: Arc::clone(&self.name), load, bulk, fallback, resilience, may_tag },
             shared: Arc::clone(shared),
             domain: self.name,
             policy: self.policy,
@@ -259,7 +395,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
             listeners: Listeners::new(),
             far,
             codec,
+            hooks: self.hooks,
             counters,
+            meters,
         })
     }
 }

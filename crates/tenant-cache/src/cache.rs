@@ -4,25 +4,22 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cache_core::key::{KeyParts, Owner, validate};
-use cache_core::{CacheError, Codec, Invalidation, LoadError, Scope, TenantId, UserId};
-use futures_util::{FutureExt, Stream, StreamExt};
+use cache_core::{CacheError, Invalidation, LoadError, Scope, TenantId, UserId};
+use futures_util::{FutureExt, Stream};
 
 use crate::ambient::carry;
-use crate::changes::{Change, HandlerGuard, Listeners};
-use crate::far::FarTier;
-use crate::fetch::Fetch;
-use crate::flight::{Boarding, Flights, Landing};
-use crate::generation::{self, generation_key, tenant_of};
+use crate::answer::Found;
+use crate::changes::{Change, HandlerGuard};
+use crate::far::{Alive, Held};
+use crate::fetch::{Fetch, Read};
+use crate::flight::Boarding;
+use crate::inner::Inner;
 use crate::key::{CacheKey, NearKey, NearQuery, with_ids};
-use crate::load::{LoadFn, Loader, Loading, load_fn};
-use crate::near::{NearTier, Remembered, Ticket};
+use crate::life::{Life, Times};
+use crate::load::{LoadFn, Loading, load_fn};
+use crate::near::{Remembered, Ticket};
 use crate::policy::Policy;
-use crate::registry::Shared;
-use crate::stats::{Counters, Stats};
-
-/// Lookups of one [`TenantCache::get_many`] that may load at the same time.
-const PARALLEL_LOADS: usize = 16;
+use crate::stats::Stats;
 
 /// A typed read-through cache of one domain, scoped to the tenant of the running request.
 ///
@@ -69,81 +66,6 @@ impl<K, V> fmt::Debug for TenantCache<K, V> {
     }
 }
 
-/// An answer, and where it came from.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Found<V> {
-    /// The value; `None` when there is no such thing.
-    pub value: Option<Arc<V>>,
-    /// Who knew.
-    pub source: Source,
-}
-
-impl<V> Clone for Found<V> {
-    fn clone(&self) -> Self {
-        Self { value: self.value.clone(), source: self.source }
-    }
-}
-
-/// Who knew an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Source {
-    /// The memory of this process.
-    Near,
-    /// The shared tier.
-    Far,
-    /// The loader.
-    Origin,
-    /// The fallback of a loader that failed.
-    Fallback,
-}
-
-/// The most tags of an entry; further ones are not looked at.
-pub const MAX_TAGS: usize = 8;
-
-/// The tags of a key.
-pub(crate) struct TagsBy<K>(pub(crate) Box<TagsFn<K>>);
-
-type TagsFn<K> = dyn Fn(&K) -> Vec<String> + Send + Sync;
-
-/// What clones of a cache share.
-pub(crate) struct Inner<K, V> {
-    pub(crate) domain: Arc<str>,
-    pub(crate) policy: Policy,
-    pub(crate) near: NearTier<K, V>,
-    pub(crate) flights: Arc<Flights<K, V>>,
-    pub(crate) far: Option<FarTier>,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) codec: Arc<dyn Codec<V>>,
-    pub(crate) loader: Loader<K, V>,
-    pub(crate) life_by: Option<LifeBy<K, V>>,
-    pub(crate) tags_by: Option<TagsBy<K>>,
-    pub(crate) listeners: Listeners<K>,
-    pub(crate) counters: Arc<Counters>,
-}
-
-impl<K, V> fmt::Debug for Inner<K, V> {
-    /// Names the cache and nothing that is in it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TenantCache")
-            .field("domain", &self.domain)
-            .field("policy", &self.policy)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A life by key and outcome.
-pub(crate) struct LifeBy<K, V>(pub(crate) Box<LifeFn<K, V>>);
-
-type LifeFn<K, V> = dyn Fn(&K, Option<&V>) -> Duration + Send + Sync;
-
-impl<K, V> fmt::Debug for LifeBy<K, V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LifeBy")
-    }
-}
-
 impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     /// The value of `key` for the running request, loaded if nobody knows it; `None` when there is no such
     /// thing. Concurrent lookups of one key share one load, in this process and in the fleet.
@@ -162,13 +84,13 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     pub async fn lookup(&self, key: &K) -> Result<Found<V>, CacheError> {
         match self.near_hit(key)? {
             Some(found) => Ok(found),
-            None => self.lookup_far(key, false, None).await,
+            None => self.lookup_far(key, How::default()).await,
         }
     }
 
     /// [`lookup`](Self::lookup) with a loader of the caller's own, for what the key alone does not tell (a
     /// credential that must be in no key, a connection of the request). A lookup that joins a load in flight
-    /// gets what that one loads: loaders of one key must agree.
+    /// gets what that one loads: loaders of one key must agree. Refreshes in the background use the cache's own.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -180,7 +102,10 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     {
         match self.near_hit(key)? {
             Some(found) => Ok(found),
-            None => self.lookup_far(key, false, Some(load_fn(move |_| load()))).await,
+            None => {
+                let instead = Some(load_fn(move |_| load()));
+                self.lookup_far(key, How { instead, ..How::default() }).await
+            }
         }
     }
 
@@ -189,21 +114,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn fresh(&self, key: &K) -> Result<Option<Arc<V>>, CacheError> {
-        Ok(self.lookup_far(key, true, None).await?.value)
-    }
-
-    /// The values of several keys, in the order asked; each as [`get`](Self::get) would find it, several at
-    /// the same time.
-    ///
-    /// # Errors
-    /// As [`get`](Self::get); one failing key fails the call, and what was found is kept for the next.
-    pub async fn get_many(&self, keys: &[K]) -> Result<Vec<Option<Arc<V>>>, CacheError> {
-        let mut found = Vec::with_capacity(keys.len());
-        let mut lookups = futures_util::stream::iter(keys).map(|key| self.get(key)).buffered(PARALLEL_LOADS);
-        while let Some(value) = lookups.next().await {
-            found.push(value?);
-        }
-        Ok(found)
+        Ok(self.lookup_far(key, How { anew: true, ..How::default() }).await?.value)
     }
 
     /// Loads a value now, whatever is cached, and stores it in all tiers. Readers go on with the old value
@@ -233,7 +144,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     pub fn peek(&self, key: &K) -> Result<Option<Arc<V>>, CacheError> {
         let now = self.inner.shared.clock.coarse();
         let trusted = self.inner.shared.trust.near(now);
-        self.with_query(key, |query| trusted.then(|| self.inner.near.value(query, now)).flatten())
+        let held = |query: &NearQuery<'_, K>| self.inner.near.value(query, now).map(|hit| hit.value);
+        self.with_query(key, |query| trusted.then(|| held(query)).flatten())
     }
 
     /// Whether a value is cached in any tier, without loading it, and without being counted. "Known not to
@@ -247,8 +159,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
         }
         let Some(far) = self.inner.far.as_ref().filter(|far| far.trusted()) else { return Ok(false) };
         let fetch = self.with_query(key, |query| self.fetch(query))??;
-        let (held, _) = far.read(&fetch.text, &fetch.ticket.chain).await?;
-        Ok(matches!(held, crate::far::Held::Live { payload: Some(_), .. }))
+        let (held, _) = far.read(fetch.asked()).await?;
+        Ok(matches!(held, Held::Live(Alive { payload: Some(_), left, .. }) if left.is_fresh()))
     }
 
     /// Stores a value in all tiers, over whatever is there; loads in flight are not stored afterwards.
@@ -261,7 +173,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     pub async fn insert(&self, key: &K, value: V) -> Result<(), CacheError> {
         let inner = &self.inner;
         let fetch = self.with_query(key, |query| self.fetch(query))??;
-        let life = inner.life(key, Some(&value));
+        let life = inner.life(key, Some(&value), None);
         let stored = match &inner.far {
             Some(far) => fetch.store(far, &value, life).await,
             None => Ok(()),
@@ -384,39 +296,61 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     }
 
     #[inline]
-    fn near_hit(&self, key: &K) -> Result<Option<Found<V>>, CacheError> {
-        let found = self.with_query(key, |query| self.inner.near_answer(query))?;
-        if found.is_some() {
-            self.inner.counters.near_hits.one();
+    pub(crate) fn near_hit(&self, key: &K) -> Result<Option<Found<V>>, CacheError> {
+        let Some(near) = self.with_query(key, |query| self.inner.near_answer(query))? else {
+            return Ok(None);
+        };
+        self.inner.count_near(key, near.found.stale);
+        if near.due {
+            self.refresh_soon(key);
         }
-        Ok(found)
+        Ok(Some(near.found))
     }
 
-    /// The way past the near tier. `anew` joins no lookup that is already under way.
-    async fn lookup_far(
+    /// Out of line: a hit that is not due must not pay for it.
+    #[cold]
+    fn refresh_soon(&self, key: &K) {
+        if let Ok(Ok(fetch)) = self.with_query(key, |query| self.fetch(query)) {
+            fetch.refresh_in_background();
+        }
+    }
+
+    /// The way past the near tier.
+    async fn lookup_far(&self, key: &K, how: How<K, V>) -> Result<Found<V>, CacheError> {
+        let How { anew, instead } = how;
+        let fetch = Fetch { instead, anew, ..self.with_query(key, |query| self.fetch(query))?? };
+        self.fly(fetch, None).await
+    }
+
+    /// Takes or joins the flight of a lookup; `read` is what the far tier was already found to hold.
+    pub(crate) async fn fly(
         &self,
-        key: &K,
-        anew: bool,
-        instead: Option<Box<LoadFn<K, V>>>,
+        fetch: Fetch<K, V>,
+        read: Option<Read<V>>,
     ) -> Result<Found<V>, CacheError> {
         let inner = &self.inner;
-        let fetch = Fetch { instead, ..self.with_query(key, |query| self.fetch(query))?? };
+        let key = &fetch.key.key.clone();
         if fetch.above.contains(&inner.domain, &fetch.text) {
             return Err(LoadError::Reentrant { domain: Arc::clone(&inner.domain) }.into());
         }
-        let (near_key, ticket) = (fetch.key.clone(), fetch.ticket.clone());
-        let now = inner.shared.clock.coarse();
-        let (flight, joined) = if anew {
-            let course = || carry(fetch.run()).boxed();
-            (inner.flights.board_anew(near_key, ticket, now, course), false)
-        } else {
-            let course = || carry(fetch.run_unless_known()).boxed();
-            let stands = |ticket: &Ticket| inner.near.stands(ticket);
+        let (near_key, ticket, anew) = (fetch.key.clone(), fetch.ticket.clone(), fetch.anew);
+        let meter = ticket.meter.clone();
+        let course = || {
+            let fetch = Arc::new(fetch);
+            match read {
+                None if !anew => carry(fetch.run_unless_known()).boxed(),
+                read => carry(fetch.run(read)).boxed(),
+            }
+        };
+        let (flight, joined) = {
+            let stands = |ticket: &Ticket| !anew && inner.near.stands(ticket);
+            let now = inner.shared.clock.coarse();
             let boarding = Boarding { now, join_within: inner.policy.join_within, stands: &stands };
             inner.flights.board(near_key, ticket, &boarding, course)
         };
         let landing = flight.await;
-        inner.count(&landing, joined);
+        inner.count(key, &landing, joined);
+        meter.iter().for_each(|meter| meter.landed(&landing));
         landing
     }
 
@@ -424,16 +358,17 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     ///
     /// A cache with a far tier does not: an invalidation of another instance could have come between the two
     /// tiers, and would be undone here.
-    fn keep_own(&self, key: NearKey<K>, value: V, life: Duration) {
+    fn keep_own(&self, key: NearKey<K>, value: V, life: Life) {
         let inner = &self.inner;
         let now = inner.shared.clock.coarse();
         if inner.shared.trust.near(now) && !life.is_zero() {
             let ticket = inner.ticket(&key.query());
-            inner.near.insert(key, Remembered::Value(Arc::new(value)), now + life, &ticket);
+            let times = Times::of(life.into(), Duration::MAX, &inner.policy, now);
+            inner.near.insert(key, Remembered::Value(Arc::new(value)), times, now, &ticket);
         }
     }
 
-    fn fetch(&self, query: &NearQuery<'_, K>) -> Result<Fetch<K, V>, CacheError> {
+    pub(crate) fn fetch(&self, query: &NearQuery<'_, K>) -> Result<Fetch<K, V>, CacheError> {
         let inner = &self.inner;
         Ok(Fetch {
             cache: Arc::clone(inner),
@@ -442,101 +377,31 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
             ticket: inner.ticket(query),
             above: Loading::current(),
             instead: None,
+            anew: false,
         })
     }
 
     #[inline]
-    fn with_query<R>(&self, key: &K, look: impl FnOnce(&NearQuery<'_, K>) -> R) -> Result<R, CacheError> {
+    pub(crate) fn with_query<R>(
+        &self,
+        key: &K,
+        look: impl FnOnce(&NearQuery<'_, K>) -> R,
+    ) -> Result<R, CacheError> {
         let look = |tenant: Option<&TenantId>, user: Option<&UserId>| look(&NearQuery { tenant, user, key });
         with_ids(self.inner.policy.scope, &self.inner.domain, look)
     }
 }
 
-impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
-    /// What memory knows. The hot path: no lock beyond the shard's, no allocation, no await.
-    #[inline]
-    pub(crate) fn near_answer(&self, query: &NearQuery<'_, K>) -> Option<Found<V>> {
-        let now = self.shared.clock.coarse();
-        if !self.shared.trust.near(now) {
-            return None;
-        }
-        let value = match self.near.value(query, now) {
-            Some(value) => Some(value),
-            None if self.near.is_absent(query, now) => None,
-            None => return None,
-        };
-        Some(Found { value, source: Source::Near })
-    }
+/// How a lookup goes past the near tier.
+struct How<K, V> {
+    /// Joins no lookup that is already under way.
+    anew: bool,
+    /// Loads in place of the cache's own loader.
+    instead: Option<Box<LoadFn<K, V>>>,
+}
 
-    /// The far key of an entry.
-    pub(crate) fn text(&self, owner: Owner, key: &K) -> Result<Arc<str>, CacheError> {
-        let parts = KeyParts { owner, domain: (&*self.domain).into(), key: key.to_text().into() };
-        let text = parts.to_text();
-        validate(&text)?;
-        Ok(text.into())
-    }
-
-    /// What stands now for a key; to be taken before anybody is asked.
-    pub(crate) fn ticket(&self, query: &NearQuery<'_, K>) -> Ticket {
-        let (owner, generations) = (query.owner(), &self.shared.generations);
-        let tenant = tenant_of(&owner);
-        let domain = tenant.map(|tenant| generations.domain(Some(tenant), &self.domain));
-        let tags = match &self.tags_by {
-            None => Vec::new(),
-            Some(TagsBy(tags)) => {
-                let mut tags = tags(query.key);
-                tags.truncate(MAX_TAGS);
-                tags.iter().map(|tag| generations.tag(tenant, tag)).collect()
-            }
-        };
-        self.near.ticket(query, domain, tags)
-    }
-
-    /// How long an answer lives.
-    pub(crate) fn life(&self, key: &K, value: Option<&V>) -> Duration {
-        let life = match (&self.life_by, value) {
-            (Some(life_by), value) => (life_by.0)(key, value),
-            (None, Some(_)) => self.policy.ttl,
-            (None, None) => self.policy.negative_ttl,
-        };
-        self.policy.jittered(life.min(generation::MAX_ENTRY_TTL))
-    }
-
-    pub(crate) fn stats(&self) -> Stats {
-        let (size, negative_size) = self.near.len();
-        Stats { size, negative_size, ..self.counters.snapshot() }
-    }
-
-    /// Removes keys from the far tier and tells the others, in one step where the far tier can.
-    async fn announce_keys(&self, texts: Vec<Arc<str>>) -> Result<(), CacheError> {
-        if let Some(far) = &self.far {
-            let keys: Vec<&str> = texts.iter().map(|text| &**text).collect();
-            match &keys[..] {
-                [] => return Ok(()),
-                [key] => far.service.invalidate(key).await?,
-                keys => far.service.invalidate_many(keys).await?,
-            }
-            if far.service.bus().is_some() {
-                return Ok(());
-            }
-        }
-        self.shared.bus.publish(&Invalidation::Keys(texts)).await
-    }
-
-    /// Gives a group a new number, then tells the others.
-    pub(crate) async fn invalidate_domain(&self, tenant: Option<TenantId>) -> Result<(), CacheError> {
-        let text = generation_key(tenant.as_ref().map(TenantId::as_str), &self.domain);
-        self.shared.renumber(&text, &Invalidation::Domain { tenant, domain: Arc::clone(&self.domain) }).await
-    }
-
-    fn count(&self, landing: &Landing<V>, joined: bool) {
-        if joined {
-            self.counters.coalesced.one();
-        }
-        match landing {
-            Ok(Found { source: Source::Near, .. }) => self.counters.near_hits.one(),
-            Ok(Found { source: Source::Far, .. }) => self.counters.far_hits.one(),
-            _ => self.counters.misses.one(),
-        }
+impl<K, V> Default for How<K, V> {
+    fn default() -> Self {
+        Self { anew: false, instead: None }
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use cache_core::key::{KeyParts, Owner, domain_prefix};
 use cache_core::{FlushReason, Invalidation, InvalidationSink, TenantId};
 
-use crate::cache::Inner;
-use crate::generation::{Generations, generation_key, tag_key};
+use crate::generation::{Generations, generation_key, tag_guard_key, tag_key};
+use crate::inner::Inner;
 use crate::key::{CacheKey, NearQuery};
 use crate::registry::Domains;
 use crate::stats::Stats;
@@ -114,7 +114,10 @@ impl InvalidationSink for Coherence {
                 }
             }
             Invalidation::Tag { tenant, tag } => {
-                self.apply_group(&tag_key(tenant.as_ref().map(TenantId::as_str), tag));
+                let id = tenant.as_ref().map(TenantId::as_str);
+                // The guard first: see `tag_guard_key`.
+                self.apply_group(&tag_guard_key(id));
+                self.apply_group(&tag_key(id, tag));
                 self.domains.for_each(|domain| domain.tell_many(tenant.as_ref()));
             }
             Invalidation::All => {

@@ -1,13 +1,17 @@
 //! The far tier as a tenant cache uses it: frames, generations, leases.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cache_core::key::MAX_KEY_BYTES;
 use cache_core::{CacheError, CacheService, Claim, Clock, Lookup, Stamp, Trust, Ttl};
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::frame::Frame;
-use crate::generation::{self, Chain};
+use crate::generation::{self, Chain, Generations};
+use crate::life::{Left, Life};
 use crate::stats::Counters;
 
 /// A shared store, and how far it may be believed.
@@ -16,14 +20,34 @@ pub(crate) struct FarTier {
     pub(crate) service: Arc<dyn CacheService>,
     pub(crate) trust: Arc<Trust>,
     pub(crate) clock: Clock,
+    pub(crate) generations: Arc<Generations>,
     pub(crate) counters: Arc<Counters>,
+}
+
+/// The entry that is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) text: &'a str,
+    pub(crate) tenant: Option<&'a str>,
+    /// The groups that follow from its key.
+    pub(crate) chain: &'a Chain,
+}
+
+/// A living entry as it is stored.
+#[derive(Debug)]
+pub(crate) struct Alive {
+    /// `None` for "there is no such thing".
+    pub(crate) payload: Option<Bytes>,
+    pub(crate) left: Left,
+    pub(crate) stamp: Stamp,
+    /// The groups that its loader named.
+    pub(crate) tags: Chain,
 }
 
 /// What the far tier holds of a key.
 #[derive(Debug)]
 pub(crate) enum Held {
-    /// A living entry: its payload (`None` for "there is no such thing") and what is left of its life.
-    Live { payload: Option<Bytes>, remaining: Duration, stamp: Stamp },
+    Live(Alive),
     /// Something that does not count any more, but is still there.
     Dead(Stamp),
     /// Nothing.
@@ -34,11 +58,18 @@ pub(crate) enum Held {
 #[derive(Debug)]
 pub(crate) enum Claimed {
     /// Somebody else's value came first.
-    Hit { payload: Option<Bytes>, remaining: Duration, stamp: Stamp },
+    Hit(Alive),
     /// The sole right to fill.
     Granted(Claim),
     /// Somebody else is loading.
     Busy,
+}
+
+/// What an entry is stored with besides its payload.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stamps {
+    pub(crate) numbers: Vec<u64>,
+    pub(crate) tags: Vec<(Box<str>, u64)>,
 }
 
 impl FarTier {
@@ -49,34 +80,56 @@ impl FarTier {
 
     /// Reads an entry, and the numbers of its groups, in one round trip when there is nothing to create.
     /// The numbers are those to stamp a load with that begins afterwards.
-    pub(crate) async fn read(&self, key: &str, chain: &Chain) -> Result<(Held, Vec<u64>), CacheError> {
-        let mut numbers = self.remembered(chain);
-        let ask: Vec<usize> = (0..chain.len()).filter(|at| numbers[*at].is_none()).collect();
-        let stored = if ask.is_empty() {
-            self.service.get_bytes(key).await?
-        } else {
-            let keys: Vec<&str> = [key].into_iter().chain(ask.iter().map(|at| chain.text(*at))).collect();
-            let mut found = self.service.get_many_bytes(&keys).await?.into_iter();
-            let stored = found.next().flatten();
-            for (at, bytes) in ask.iter().zip(found) {
-                numbers[*at] = Some(self.number(chain, *at, bytes).await?);
-            }
-            stored
+    pub(crate) async fn read(&self, asked: Asked<'_>) -> Result<(Held, Vec<u64>), CacheError> {
+        let known: Option<Vec<u64>> = self.remembered(asked.chain).into_iter().collect();
+        let Some(mut numbers) = known else {
+            let mut read = self.read_many(&[asked]).await?;
+            return Ok(read.pop().expect("one answer per question"));
         };
-        let mut numbers: Vec<u64> = numbers.into_iter().flatten().collect();
-        let held = match stored {
+        let held = match self.service.get_bytes(asked.text).await? {
             None => Held::Missing,
-            Some(bytes) => self.examine(key, &bytes, chain, &mut numbers).await?,
+            Some(bytes) => self.examine(asked, &bytes, &mut numbers).await?,
         };
         Ok((held, numbers))
+    }
+
+    /// [`read`](Self::read) for several entries, still in one round trip.
+    pub(crate) async fn read_many(&self, asked: &[Asked<'_>]) -> Result<Vec<(Held, Vec<u64>)>, CacheError> {
+        let known: Vec<_> = asked.iter().map(|asked| self.remembered(asked.chain)).collect();
+        let mut unknown = BTreeMap::new();
+        for (asked, known) in asked.iter().zip(&known) {
+            for at in (0..known.len()).filter(|at| known[*at].is_none()) {
+                unknown.insert(asked.chain.text(at), (asked.chain, at));
+            }
+        }
+        let keys = asked.iter().map(|asked| asked.text).chain(unknown.keys().copied());
+        let mut found = self.service.get_many_bytes(&keys.collect::<Vec<_>>()).await?.into_iter();
+        let entries: Vec<_> = found.by_ref().take(asked.len()).collect();
+        let mut fetched = BTreeMap::new();
+        for ((text, (chain, at)), bytes) in unknown.into_iter().zip(found) {
+            fetched.insert(text, self.number(chain, at, bytes).await?);
+        }
+        let mut read = Vec::with_capacity(asked.len());
+        for ((asked, known), bytes) in asked.iter().zip(known).zip(entries) {
+            let number = |(at, known): (usize, Option<u64>)| {
+                known.or_else(|| fetched.get(asked.chain.text(at)).copied())
+            };
+            let numbers: Option<Vec<u64>> = known.into_iter().enumerate().map(number).collect();
+            let mut numbers = numbers.expect("what was not known was fetched");
+            let held = match bytes {
+                None => Held::Missing,
+                Some(bytes) => self.examine(*asked, &bytes, &mut numbers).await?,
+            };
+            read.push((held, numbers));
+        }
+        Ok(read)
     }
 
     /// Takes the right to fill a key that holds nothing, or nothing but `dead`.
     pub(crate) async fn claim(
         &self,
-        key: &str,
+        asked: Asked<'_>,
         mut dead: Option<Stamp>,
-        chain: &Chain,
         numbers: &mut Vec<u64>,
         lease_for: Duration,
     ) -> Result<Claimed, CacheError> {
@@ -84,18 +137,16 @@ impl FarTier {
         // writes what this cache cannot read.
         for _ in 0..4 {
             let found = match &dead {
-                None => self.service.get_or_lease(key, lease_for).await?,
-                Some(stamp) => self.service.lease_over(key, stamp, lease_for).await?,
+                None => self.service.get_or_lease(asked.text, lease_for).await?,
+                Some(stamp) => self.service.lease_over(asked.text, stamp, lease_for).await?,
             };
             let bytes = match found {
                 Lookup::Granted(claim) => return Ok(Claimed::Granted(claim)),
                 Lookup::Busy => return Ok(Claimed::Busy),
                 Lookup::Hit(bytes) => bytes,
             };
-            match self.examine(key, &bytes, chain, numbers).await? {
-                Held::Live { payload, remaining, stamp } => {
-                    return Ok(Claimed::Hit { payload, remaining, stamp });
-                }
+            match self.examine(asked, &bytes, numbers).await? {
+                Held::Live(alive) => return Ok(Claimed::Hit(alive)),
                 Held::Dead(stamp) => dead = Some(stamp),
                 Held::Missing => dead = None,
             }
@@ -103,10 +154,31 @@ impl FarTier {
         Ok(Claimed::Busy)
     }
 
-    /// The entry to store under `key`: alive for `life` from now.
-    pub(crate) fn frame(&self, key: &str, payload: Option<Bytes>, numbers: &[u64], life: Duration) -> Bytes {
-        let until = self.server_ms().saturating_add(u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
-        Frame { hard_ms: until, soft_ms: until, generations: numbers.to_vec(), payload }.encode(key)
+    /// The right to refresh a key while its value stands; `None` when somebody else has it. Only economy hangs
+    /// on it: what keeps an old value out is the stamp that is compared when the new one is stored.
+    pub(crate) async fn lease_refresh(
+        &self,
+        key: &str,
+        lease_for: Duration,
+    ) -> Result<Option<LeaseGuard>, CacheError> {
+        let mut text = format!("refresh:{key}");
+        if text.len() > MAX_KEY_BYTES {
+            text = format!("refresh:#{:032x}", xxh3_128(key.as_bytes()));
+        }
+        match self.service.get_or_lease(&text, lease_for).await? {
+            Lookup::Granted(claim) => Ok(Some(LeaseGuard::new(&self.service, &text.into(), claim))),
+            _ => Ok(None),
+        }
+    }
+
+    /// The entry to store under `key`.
+    pub(crate) fn frame(&self, key: &str, payload: Option<Bytes>, stamps: Stamps, life: Life) -> Bytes {
+        let born_ms = self.server_ms();
+        let after =
+            |life: Duration| born_ms.saturating_add(u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
+        let (hard_ms, soft_ms) = (after(life.whole()), after(life.fresh));
+        let Stamps { numbers, tags } = stamps;
+        Frame { hard_ms, soft_ms, born_ms, generations: numbers, tags, payload }.encode(key)
     }
 
     /// Stores while the claim stands.
@@ -115,22 +187,40 @@ impl FarTier {
         key: &str,
         claim: &Claim,
         frame: Bytes,
-        life: Duration,
+        life: Life,
     ) -> Result<bool, CacheError> {
-        self.service.fill(key, claim, frame, Ttl::For(life)).await
+        self.service.fill(key, claim, frame, Ttl::For(life.whole())).await
+    }
+
+    /// The numbers of groups, asked for anew.
+    pub(crate) async fn ask_numbers(&self, chain: &Chain) -> Result<Vec<u64>, CacheError> {
+        let keys: Vec<&str> = (0..chain.len()).map(|at| chain.text(at)).collect();
+        let found = self.service.get_many_bytes(&keys).await?;
+        let mut numbers = Vec::with_capacity(keys.len());
+        for (at, bytes) in found.into_iter().enumerate() {
+            numbers.push(self.number(chain, at, bytes).await?);
+        }
+        Ok(numbers)
+    }
+
+    /// The numbers of groups, from memory as far as it may be trusted.
+    pub(crate) async fn numbers(&self, chain: &Chain) -> Result<Vec<u64>, CacheError> {
+        match self.remembered(chain).into_iter().collect() {
+            Some(known) => Ok(known),
+            None => self.ask_numbers(chain).await,
+        }
     }
 
     /// Judges stored bytes. When only the numbers differ, the ones in memory may be the old ones: they are
     /// asked for once before the entry is declared dead.
     async fn examine(
         &self,
-        key: &str,
+        asked: Asked<'_>,
         bytes: &Bytes,
-        chain: &Chain,
         numbers: &mut Vec<u64>,
     ) -> Result<Held, CacheError> {
         let stamp = Stamp::of(bytes);
-        let frame = match Frame::decode(key, bytes) {
+        let frame = match Frame::decode(asked.text, bytes) {
             Ok(frame) => frame,
             Err(error) => {
                 self.counters.damaged.one();
@@ -138,18 +228,25 @@ impl FarTier {
                 return Ok(Held::Dead(stamp));
             }
         };
-        let now = self.server_ms();
-        if frame.hard_ms <= now {
+        let Some(left) = Left::at(self.server_ms(), frame.born_ms, frame.soft_ms, frame.hard_ms) else {
             return Ok(Held::Dead(stamp));
-        }
+        };
         if frame.generations != *numbers {
-            *numbers = self.ask_numbers(chain).await?;
+            *numbers = self.ask_numbers(asked.chain).await?;
             if frame.generations != *numbers {
                 return Ok(Held::Dead(stamp));
             }
         }
-        let remaining = Duration::from_millis(frame.hard_ms - now);
-        Ok(Held::Live { payload: frame.payload, remaining, stamp })
+        let tag = |(tag, _): &(Box<str>, u64)| self.generations.tag(asked.tenant, tag);
+        let tags = Chain::of(frame.tags.iter().map(tag));
+        let stamped = || frame.tags.iter().map(|(_, number)| *number);
+        let known = self.remembered(&tags);
+        if !known.into_iter().eq(stamped().map(Some))
+            && !self.ask_numbers(&tags).await?.into_iter().eq(stamped())
+        {
+            return Ok(Held::Dead(stamp));
+        }
+        Ok(Held::Live(Alive { payload: frame.payload, left, stamp, tags }))
     }
 
     /// The numbers in memory, as far as memory may be trusted.
@@ -158,16 +255,6 @@ impl FarTier {
             true => chain.known(),
             false => vec![None; chain.len()],
         }
-    }
-
-    async fn ask_numbers(&self, chain: &Chain) -> Result<Vec<u64>, CacheError> {
-        let keys: Vec<&str> = (0..chain.len()).map(|at| chain.text(at)).collect();
-        let found = self.service.get_many_bytes(&keys).await?;
-        let mut numbers = Vec::with_capacity(keys.len());
-        for (at, bytes) in found.into_iter().enumerate() {
-            numbers.push(self.number(chain, at, bytes).await?);
-        }
-        Ok(numbers)
     }
 
     /// A group's number from what was read, or a new one; remembered if nothing was invalidated meanwhile.
@@ -205,6 +292,20 @@ impl LeaseGuard {
     /// The lease is used up: nothing to give up any more.
     pub(crate) fn disarm(mut self) {
         self.lease = None;
+    }
+
+    /// Keeps the lease for as long as it is polled. A lease that is gone is not taken again: somebody
+    /// invalidated, and the fill will be refused.
+    pub(crate) async fn keep_renewing(&self, lease_for: Duration) -> std::convert::Infallible {
+        if let Some((service, key, claim)) = &self.lease {
+            loop {
+                tokio::time::sleep(lease_for / 3).await;
+                if let Ok(false) = service.renew(key, claim, lease_for).await {
+                    break;
+                }
+            }
+        }
+        std::future::pending().await
     }
 }
 

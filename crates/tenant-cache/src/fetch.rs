@@ -1,33 +1,42 @@
 //! How a lookup that memory cannot answer is answered: the course of one flight.
 //!
 //! ```text
-//! read ── live ──────────────────────────────────────────────► remember near ─► land
+//! read ── fresh ───────────────────────────────────────────────► remember near ─► land
+//!   │ ├── stale, may be served ─► refresh in the background ───► remember near ─► land
+//!   │ └── stale, for failures only ─► replace it (`refresh`) ──► land; it, when the load fails or is slow
 //!   │ missing, dead
 //!   ▼
-//! claim ─ hit (another filled it) ──────────────────────────► remember near ─► land
+//! claim ─ hit (another filled it) ─────────────────────────────► remember near ─► land
 //!   │ └── busy ─► wait 2→50 ms, claim again … until `lease_wait` ─► load, store nowhere
 //!   │ granted
 //!   ▼
-//! load (renewing the lease) ─ value ─► fill ─ stored ───────► remember near ─► land
+//! load (renewing the lease) ─ value ─► fill ─ stored ──────────► remember near ─► land
 //!   │                                    └── refused ─► land, stored nowhere
-//!   └ error or cancelled ─► give the lease up
+//!   └ error or cancelled ─► give the lease up ─► the fallback, or the error
 //! ```
 //! A far tier that fails or may not be believed is left out: load, store nowhere.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use cache_core::cache::ClaimKind;
 use cache_core::{CacheError, Claim, LoadError, Stamp, Ttl};
+use futures_util::FutureExt;
 use tracing::Instrument;
 
-use crate::cache::{Found, Inner, Source};
-use crate::far::{Claimed, FarTier, Held, LeaseGuard};
+use crate::ambient::carry;
+use crate::answer::{Found, Source};
+use crate::far::{Alive, Asked, Claimed, FarTier, Held, LeaseGuard, Stamps};
 use crate::flight::Landing;
+use crate::generation::Chain;
+use crate::inner::Inner;
 use crate::key::{CacheKey, NearKey};
-use crate::load::{LoadFn, Loaded, Loading};
+use crate::life::{Left, Life, Times};
+use crate::load::{LoadFn, Loading};
+use crate::loaded::{LoadRequest, Loaded, What};
 use crate::near::{Remembered, Ticket};
 use crate::policy::NegativeTier;
+use crate::tags::Guard;
 
 /// The first pause between two looks at a key that another instance loads.
 const FIRST_POLL: Duration = Duration::from_millis(2);
@@ -43,104 +52,218 @@ pub(crate) struct Fetch<K, V> {
     pub(crate) above: Loading,
     /// Loads in place of the cache's own loader.
     pub(crate) instead: Option<Box<LoadFn<K, V>>>,
+    /// Joins nothing that is already under way.
+    pub(crate) anew: bool,
+}
+
+/// What the far tier's entry means, and the numbers to stamp a load with.
+pub(crate) type Read<V> = (Sight<V>, Vec<u64>);
+
+/// What an entry of the far tier means for a lookup.
+pub(crate) enum Sight<V> {
+    /// It answers.
+    Answer(Found<V>),
+    /// It is kept for when there is nothing better.
+    Kept(Stale<V>),
+    /// It does not count any more.
+    Dead(Stamp),
+    /// There is none.
+    Nothing,
+}
+
+/// A value past its fresh life.
+pub(crate) struct Stale<V> {
+    pub(crate) value: Arc<V>,
+    pub(crate) left: Left,
+    pub(crate) tags: Chain,
+    pub(crate) source: Source,
+    /// What a new value would replace; none where memory is the only tier.
+    pub(crate) stamp: Option<Stamp>,
+}
+
+impl<V> Clone for Stale<V> {
+    fn clone(&self) -> Self {
+        let (value, tags, stamp) = (Arc::clone(&self.value), self.tags.clone(), self.stamp.clone());
+        Self { value, left: self.left, tags, source: self.source, stamp }
+    }
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
     /// As [`run`](Self::run), unless memory knows by now: an earlier flight may have landed after this lookup
     /// found nothing and before it took off.
-    pub(crate) async fn run_unless_known(self) -> Landing<V> {
+    pub(crate) async fn run_unless_known(self: Arc<Self>) -> Landing<V> {
         match self.cache.near_answer(&self.key.query()) {
-            Some(found) => Ok(found),
-            None => self.run().await,
+            Some(near) => Ok(near.found),
+            None => self.run(None).await,
         }
     }
 
-    pub(crate) async fn run(self) -> Landing<V> {
-        let cache = Arc::clone(&self.cache);
-        let Some(far) = &cache.far else {
-            return self.load_locally().await;
+    /// Answers the lookup; `read` is what the far tier was already found to hold.
+    pub(crate) async fn run(self: Arc<Self>, read: Option<Read<V>>) -> Landing<V> {
+        let Some(far) = &self.cache.far else {
+            return self.run_locally().await;
         };
         if !far.trusted() {
-            return self.load_uncached().await;
+            return self.load_uncached_patiently().await;
         }
-        match self.through(far).await {
+        let (sight, numbers) = match read {
+            Some(read) => read,
+            None => match far.read(self.asked()).await {
+                Ok((held, numbers)) => (self.sight(held), numbers),
+                Err(error) => {
+                    self.note_far_failure(&error);
+                    return self.load_uncached_patiently().await;
+                }
+            },
+        };
+        let dead = match sight {
+            Sight::Answer(found) => return Ok(found),
+            Sight::Kept(stale) => return self.replace_patiently(stale).await,
+            Sight::Dead(stamp) => Some(stamp),
+            Sight::Nothing => None,
+        };
+        let this = Arc::clone(&self);
+        let work = async move { this.claim_and_fill(dead, numbers).await };
+        self.patiently(self.cache.policy.hard_timeout, work, || self.too_slow()).await
+    }
+
+    async fn load_uncached_patiently(self: &Arc<Self>) -> Landing<V> {
+        let this = Arc::clone(self);
+        let work = async move { this.load_uncached(None).await };
+        self.patiently(self.cache.policy.hard_timeout, work, || self.too_slow()).await
+    }
+
+    /// Does `work`, or joins the same work that goes on in the background; after `limit` it goes on there, and
+    /// the lookup ends with what `instead` says.
+    pub(crate) async fn patiently(
+        self: &Arc<Self>,
+        limit: Option<Duration>,
+        work: impl Future<Output = Landing<V>> + Send + 'static,
+        instead: impl FnOnce() -> Landing<V>,
+    ) -> Landing<V> {
+        let background = &self.cache.background;
+        let running = if self.anew { None } else { background.find(self) };
+        let Some(limit) = limit else {
+            return match running {
+                Some(flight) => flight.await,
+                None => work.await,
+            };
+        };
+        let joined = running.is_some();
+        // It may go on outside of this request, and still works for it.
+        let flight = running.unwrap_or_else(|| carry(work).boxed().shared());
+        match tokio::time::timeout(limit, flight.clone()).await {
             Ok(landing) => landing,
-            Err(error) => {
-                cache.counters.far_failures.one();
-                tracing::debug!(domain = &*cache.domain, %error, "the far tier failed; loading from the origin");
-                self.load_uncached().await
-            }
+            Err(_) if joined || background.adopt(self, flight.clone()) => instead(),
+            // Too much goes on in the background already.
+            Err(_) => flight.await,
         }
     }
 
-    /// The way through the far tier. The outer error is the far tier's, the inner one the load's.
-    async fn through(&self, far: &FarTier) -> Result<Landing<V>, CacheError> {
-        let (held, mut numbers) = far.read(&self.text, &self.ticket.chain).await?;
-        let mut dead = match held {
-            Held::Missing => None,
-            Held::Dead(stamp) => Some(stamp),
-            Held::Live { payload, remaining, stamp } => match self.arrive(payload, remaining) {
-                Some(found) => return Ok(Ok(found)),
-                None => Some(stamp),
-            },
-        };
-        let deadline = tokio::time::Instant::now() + self.cache.policy.lease_wait;
-        let mut pause = FIRST_POLL;
+    fn too_slow(&self) -> Landing<V> {
+        let after = self.cache.policy.hard_timeout.unwrap_or_default();
+        Err(LoadError::TimedOut { domain: Arc::clone(&self.cache.domain), after }.into())
+    }
+
+    /// Takes the lease of a key that holds nothing (or nothing but `dead`), loads and stores.
+    async fn claim_and_fill(&self, mut dead: Option<Stamp>, mut numbers: Vec<u64>) -> Landing<V> {
+        let Some(far) = &self.cache.far else { return self.load_uncached(None).await };
+        let lease_for = self.cache.policy.lease_for;
+        let mut polls = Polls::until(self.cache.policy.lease_wait);
         loop {
-            let lease_for = self.cache.policy.lease_for;
-            let chain = &self.ticket.chain;
-            match far.claim(&self.text, dead.take(), chain, &mut numbers, lease_for).await? {
-                Claimed::Granted(claim) => return Ok(self.load_and_fill(far, claim, &numbers).await),
-                Claimed::Hit { payload, remaining, stamp } => match self.arrive(payload, remaining) {
-                    Some(found) => return Ok(Ok(found)),
-                    None => dead = Some(stamp),
+            let claimed = match far.claim(self.asked(), dead.take(), &mut numbers, lease_for).await {
+                Ok(claimed) => claimed,
+                Err(error) => {
+                    self.note_far_failure(&error);
+                    return self.load_uncached(None).await;
+                }
+            };
+            match claimed {
+                Claimed::Granted(claim) => {
+                    let lease = LeaseGuard::new(&far.service, &self.text, claim.clone());
+                    let loaded = self.load_and_fill(far, Hold { claim, lease }, numbers, None).await;
+                    return loaded.or_else(|error| self.rescue(error, None));
+                }
+                Claimed::Hit(alive) => match self.sight(Held::Live(alive)) {
+                    Sight::Answer(found) => return Ok(found),
+                    Sight::Kept(stale) => return self.replace(stale).await,
+                    Sight::Dead(stamp) => dead = Some(stamp),
+                    Sight::Nothing => {}
                 },
                 Claimed::Busy => {}
             }
-            if tokio::time::Instant::now() + pause > deadline {
-                return Ok(self.load_uncached().await);
+            if !polls.pause().await {
+                return self.load_uncached(None).await;
             }
-            tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>())).await;
-            pause = (pause * 2).min(LAST_POLL);
         }
     }
 
-    /// An entry of the far tier becomes the answer; `None` when it does not decode.
-    fn arrive(&self, payload: Option<Bytes>, remaining: Duration) -> Option<Found<V>> {
+    /// What an entry of the far tier means, remembered near when it answers.
+    pub(crate) fn sight(&self, held: Held) -> Sight<V> {
+        let alive = match held {
+            Held::Missing => return Sight::Nothing,
+            Held::Dead(stamp) => return Sight::Dead(stamp),
+            Held::Live(alive) => alive,
+        };
         let cache = &self.cache;
+        let Alive { payload, left, stamp, tags } = alive;
         let value = match payload.map(|payload| cache.codec.decode(&payload)).transpose() {
             Ok(value) => value.map(Arc::new),
             Err(error) => {
                 cache.counters.damaged.one();
                 tracing::warn!(domain = &*cache.domain, %error, "a stored value does not decode and will be replaced");
-                return None;
+                return Sight::Dead(stamp);
             }
         };
-        self.remember(value.as_ref(), remaining.min(cache.policy.near_ttl));
-        Some(Found { value, source: Source::Far })
+        let revalidate = left.stale < cache.policy.stale_while_revalidate;
+        match value {
+            None if !left.is_fresh() => Sight::Dead(stamp),
+            value if left.is_fresh() || revalidate => {
+                let due = self.remember(value.as_ref(), left, &tags);
+                if due && value.is_some() {
+                    self.refresh_in_background();
+                }
+                Sight::Answer(Found { value, source: Source::Far, stale: !left.is_fresh() })
+            }
+            Some(value) if left.stale < cache.policy.stale_if_error => {
+                Sight::Kept(Stale { value, left, tags, source: Source::Far, stamp: Some(stamp) })
+            }
+            _ => Sight::Dead(stamp),
+        }
     }
 
-    async fn load_and_fill(&self, far: &FarTier, claim: Claim, numbers: &[u64]) -> Landing<V> {
-        let lease = LeaseGuard::new(&far.service, &self.text, claim.clone());
+    /// Loads, and stores under `hold` unless something came between.
+    pub(crate) async fn load_and_fill(
+        &self,
+        far: &FarTier,
+        hold: Hold,
+        numbers: Vec<u64>,
+        stale: Option<Arc<V>>,
+    ) -> Result<Found<V>, LoadError> {
+        let guard = self.guard_tags(far).await;
         let loaded = tokio::select! {
-            loaded = self.load() => loaded?,
-            never = self.keep_renewing(far, &claim) => match never {},
+            loaded = self.load(stale.clone()) => loaded?,
+            never = hold.lease.keep_renewing(self.cache.policy.lease_for) => match never {},
         };
-        let Loaded::Value(value) = loaded else { return Ok(self.land(loaded)) };
-        let life = self.cache.life(&self.key.key, value.as_ref());
-        let near_only = value.is_none() && self.cache.policy.negative_tier == NegativeTier::Near;
-        let value = value.map(Arc::new);
+        let (value, life) = self.judge(&loaded, stale);
+        let found = Found { value, source: Source::Origin, stale: false };
+        let Some(tags) = self.late_tags(&loaded.tags, guard).await else {
+            self.cache.counters.refused_fills.one();
+            return Ok(found);
+        };
+        let near_only = found.value.is_none() && self.cache.policy.negative_tier == NegativeTier::Near;
         if near_only || life.is_zero() {
-            self.remember(value.as_ref(), life);
-            return Ok(Found { value, source: Source::Origin });
+            self.remember(found.value.as_ref(), life.into(), &tags.chain);
+            return Ok(found);
         }
-        match self.fill(far, &claim, value.as_deref(), numbers, life).await {
+        let stamps = Stamps { numbers, tags: tags.stamped };
+        match self.fill(far, &hold.claim, found.value.as_deref(), stamps, life).await {
             Ok(true) => {
-                lease.disarm();
-                self.remember(value.as_ref(), life.min(self.cache.policy.near_ttl));
+                hold.filled();
+                self.remember(found.value.as_ref(), life.into(), &tags.chain);
             }
             Ok(false) => {
-                lease.disarm();
+                hold.filled();
                 self.cache.counters.refused_fills.one();
             }
             Err(error) => {
@@ -148,7 +271,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
                 tracing::debug!(domain = &*self.cache.domain, %error, "a loaded value was not stored");
             }
         }
-        Ok(Found { value, source: Source::Origin })
+        Ok(found)
     }
 
     async fn fill(
@@ -156,49 +279,75 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         far: &FarTier,
         claim: &Claim,
         value: Option<&V>,
-        numbers: &[u64],
-        life: Duration,
+        stamps: Stamps,
+        life: Life,
     ) -> Result<bool, CacheError> {
         let payload = value.map(|value| self.cache.codec.encode(value)).transpose()?;
-        far.fill(&self.text, claim, far.frame(&self.text, payload, numbers, life), life).await
+        far.fill(&self.text, claim, far.frame(&self.text, payload, stamps, life), life).await
     }
 
-    /// Keeps the lease while the load runs. A lease that is gone is not taken again: somebody invalidated,
-    /// and the fill will be refused.
-    async fn keep_renewing(&self, far: &FarTier, claim: &Claim) -> std::convert::Infallible {
-        let lease_for = self.cache.policy.lease_for;
-        loop {
-            tokio::time::sleep(lease_for / 3).await;
-            if let Ok(false) = far.service.renew(&self.text, claim, lease_for).await {
-                std::future::pending::<()>().await;
+    /// Stores a value over whatever the far tier holds.
+    pub(crate) async fn store(&self, far: &FarTier, value: &V, life: Life) -> Result<(), CacheError> {
+        let payload = self.cache.codec.encode(value)?;
+        let (_, numbers) = far.read(self.asked()).await?;
+        let frame = far.frame(&self.text, Some(payload), Stamps { numbers, tags: Vec::new() }, life);
+        far.service.set_bytes(&self.text, frame, Ttl::For(life.whole())).await
+    }
+
+    /// A cache whose only tier is memory.
+    async fn run_locally(self: &Arc<Self>) -> Landing<V> {
+        let policy = &self.cache.policy;
+        let this = Arc::clone(self);
+        match self.kept_near() {
+            None => {
+                let work = async move { this.load_locally(None).await };
+                self.patiently(policy.hard_timeout, work, || self.too_slow()).await
+            }
+            Some(stale) => {
+                let kept = stale.clone();
+                let work = async move { this.load_locally(Some(stale)).await };
+                self.patiently(policy.stale_patience(), work, || Ok(self.hold_over(kept))).await
             }
         }
     }
 
-    /// Loads for a cache without a far tier.
-    async fn load_locally(&self) -> Landing<V> {
-        let loaded = self.load().await?;
-        if let Loaded::Value(value) = &loaded {
-            let life = self.cache.life(&self.key.key, value.as_ref());
-            let found = self.land(loaded);
-            self.remember(found.value.as_ref(), life);
-            return Ok(found);
+    async fn load_locally(&self, stale: Option<Stale<V>>) -> Landing<V> {
+        let loaded = self.load_and_keep(stale.as_ref().map(|stale| Arc::clone(&stale.value))).await;
+        loaded.or_else(|error| self.rescue(error, stale))
+    }
+
+    /// Loads, and stores in memory only.
+    pub(crate) async fn load_and_keep(&self, stale: Option<Arc<V>>) -> Result<Found<V>, LoadError> {
+        let guard = Guard::of(self);
+        let loaded = self.load(stale.clone()).await?;
+        let (value, life) = self.judge(&loaded, stale);
+        match self.late_tags(&loaded.tags, Some(guard)).await {
+            Some(tags) => {
+                self.remember(value.as_ref(), life.into(), &tags.chain);
+            }
+            None => self.cache.counters.refused_fills.one(),
         }
-        Ok(self.land(loaded))
+        Ok(Found { value, source: Source::Origin, stale: false })
     }
 
     /// Loads without storing: still one flight per key and process.
-    async fn load_uncached(&self) -> Landing<V> {
+    pub(crate) async fn load_uncached(&self, stale: Option<Stale<V>>) -> Landing<V> {
         self.cache.counters.uncached_loads.one();
-        Ok(self.land(self.load().await?))
+        let known = stale.as_ref().map(|stale| Arc::clone(&stale.value));
+        match self.load(known.clone()).await {
+            Ok(loaded) => {
+                Ok(Found { value: self.judge(&loaded, known).0, source: Source::Origin, stale: false })
+            }
+            Err(error) => self.rescue(error, stale),
+        }
     }
 
-    async fn load(&self) -> Result<Loaded<V>, LoadError> {
+    async fn load(&self, stale: Option<Arc<V>>) -> Result<Loaded<Arc<V>>, LoadError> {
         let cache = &self.cache;
         cache.counters.loads.one();
         let span = tracing::debug_span!("cache_load", domain = &*cache.domain);
-        let load =
-            cache.loader.run(self.instead.as_deref(), self.key.key.clone(), &self.text, self.above.clone());
+        let request = LoadRequest { key: self.key.key.clone(), stale };
+        let load = cache.loader.run(self.instead.as_deref(), request, &self.text, self.above.clone());
         let loaded = load.instrument(span).await;
         if loaded.is_err() {
             cache.counters.load_failures.one();
@@ -206,71 +355,121 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         loaded
     }
 
-    fn land(&self, loaded: Loaded<V>) -> Found<V> {
-        match loaded {
-            Loaded::Value(value) => Found { value: value.map(Arc::new), source: Source::Origin },
-            Loaded::Fallback(value) => Found { value: Some(Arc::new(value)), source: Source::Fallback },
+    /// What a load means: the value, and how long it lives.
+    fn judge(&self, loaded: &Loaded<Arc<V>>, stale: Option<Arc<V>>) -> (Option<Arc<V>>, Life) {
+        let value = match &loaded.what {
+            What::Value(value) => Some(Arc::clone(value)),
+            What::Absent => None,
+            What::NotModified => stale,
+        };
+        let life = self.cache.life(&self.key.key, value.as_deref(), loaded.ttl);
+        (value, life)
+    }
+
+    /// What a lookup gets whose load failed: the stale value, the fallback's, or the error.
+    pub(crate) fn rescue(&self, error: LoadError, stale: Option<Stale<V>>) -> Landing<V> {
+        if let Some(stale) = stale {
+            tracing::warn!(domain = &*self.cache.domain, %error, "a load failed; a stale value is served");
+            return Ok(self.hold_over(stale));
         }
+        match self.cache.loader.fall_back(&self.key.key, &error) {
+            Some(value) => Ok(Found { value: Some(Arc::new(value)), source: Source::Fallback, stale: false }),
+            None => Err(error.into()),
+        }
+    }
+
+    /// Serves a stale value, now and for a while.
+    pub(crate) fn hold_over(&self, stale: Stale<V>) -> Found<V> {
+        let now = self.cache.shared.clock.coarse();
+        let times = Times::held_over(stale.left, self.cache.policy.error_throttle, now);
+        self.keep(Remembered::Value(Arc::clone(&stale.value)), times, &stale.tags);
+        Found { value: Some(stale.value), source: stale.source, stale: !stale.left.is_fresh() }
     }
 
     /// Keeps an answer in memory, if memory may be trusted and nothing was invalidated since the question.
-    fn remember(&self, value: Option<&Arc<V>>, life: Duration) {
-        let now = self.cache.shared.clock.coarse();
-        if life.is_zero() || !self.cache.shared.trust.near(now) {
-            return;
+    /// `true` when it is already time to refresh it.
+    pub(crate) fn remember(&self, value: Option<&Arc<V>>, left: Left, tags: &Chain) -> bool {
+        let (policy, now) = (&self.cache.policy, self.cache.shared.clock.coarse());
+        let keep = if self.cache.far.is_some() { policy.near_ttl } else { Duration::MAX };
+        let times = Times::of(left, keep, policy, now);
+        if !left.whole.is_zero() {
+            let answer = match value {
+                Some(value) => Remembered::Value(Arc::clone(value)),
+                None => Remembered::Absent,
+            };
+            self.keep(answer, times, tags);
         }
-        let answer = match value {
-            Some(value) => Remembered::Value(Arc::clone(value)),
-            None => Remembered::Absent,
-        };
-        self.cache.near.insert(self.key.clone(), answer, now + life, &self.ticket);
+        now >= times.attend
+    }
+
+    fn keep(&self, answer: Remembered<V>, times: Times, tags: &Chain) {
+        let now = self.cache.shared.clock.coarse();
+        if self.cache.shared.trust.near(now) {
+            let ticket = self.ticket.with_tags(tags);
+            self.cache.near.insert(self.key.clone(), answer, times, now, &ticket);
+        }
+    }
+
+    pub(crate) fn kept_near(&self) -> Option<Stale<V>> {
+        let now = self.cache.shared.clock.coarse();
+        let trusted = self.cache.shared.trust.near(now);
+        let (value, left) = trusted.then(|| self.cache.near.kept(&self.key.query(), now)).flatten()?;
+        let tags = Chain::default();
+        Some(Stale { value, left, tags, source: Source::Near, stamp: None })
+    }
+
+    pub(crate) fn asked(&self) -> Asked<'_> {
+        Asked { text: &self.text, tenant: self.tenant(), chain: &self.ticket.chain }
+    }
+
+    pub(crate) fn tenant(&self) -> Option<&str> {
+        self.key.tenant.as_ref().map(cache_core::TenantId::as_str)
+    }
+
+    pub(crate) fn note_far_failure(&self, error: &CacheError) {
+        self.cache.counters.far_failures.one();
+        tracing::debug!(domain = &*self.cache.domain, %error, "the far tier failed; loading from the origin");
     }
 }
 
-/// A forced load: replaces what is there, and gives way to whatever changes it meanwhile.
-impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
-    pub(crate) async fn refresh(self) -> Landing<V> {
-        let cache = Arc::clone(&self.cache);
-        let Some(far) = &cache.far else {
-            return self.load_locally().await;
-        };
-        if !far.trusted() {
-            return self.load_uncached().await;
-        }
-        match self.refresh_through(far).await {
-            Ok(landing) => landing,
-            Err(error) => {
-                cache.counters.far_failures.one();
-                tracing::debug!(domain = &*cache.domain, %error, "the far tier failed; loading from the origin");
-                self.load_uncached().await
-            }
+/// The right to store a loaded value, and the lease that keeps others from loading it too. They differ when a
+/// value that stands is refreshed.
+pub(crate) struct Hold {
+    pub(crate) claim: Claim,
+    pub(crate) lease: LeaseGuard,
+}
+
+impl Hold {
+    /// A lease in the entry's own place ended with the fill.
+    fn filled(self) {
+        if is_lease(&self.claim) {
+            self.lease.disarm();
         }
     }
+}
 
-    /// Stores a value over whatever the far tier holds.
-    pub(crate) async fn store(&self, far: &FarTier, value: &V, life: Duration) -> Result<(), CacheError> {
-        let payload = self.cache.codec.encode(value)?;
-        let (_, numbers) = far.read(&self.text, &self.ticket.chain).await?;
-        let frame = far.frame(&self.text, Some(payload), &numbers, life);
-        far.service.set_bytes(&self.text, frame, Ttl::For(life)).await
+pub(crate) fn is_lease(claim: &Claim) -> bool {
+    matches!(claim.kind(), ClaimKind::Lease(_))
+}
+
+/// Pauses that grow, with jitter, until a deadline.
+pub(crate) struct Polls {
+    deadline: tokio::time::Instant,
+    pause: Duration,
+}
+
+impl Polls {
+    pub(crate) fn until(wait: Duration) -> Self {
+        Self { deadline: tokio::time::Instant::now() + wait, pause: FIRST_POLL }
     }
 
-    async fn refresh_through(&self, far: &FarTier) -> Result<Landing<V>, CacheError> {
-        let (held, mut numbers) = far.read(&self.text, &self.ticket.chain).await?;
-        let replacing = |stamp: Stamp| Claimed::Granted(Claim::replacing(stamp));
-        let claimed = match held {
-            Held::Live { stamp, .. } | Held::Dead(stamp) => replacing(stamp),
-            Held::Missing => {
-                let lease_for = self.cache.policy.lease_for;
-                match far.claim(&self.text, None, &self.ticket.chain, &mut numbers, lease_for).await? {
-                    Claimed::Hit { stamp, .. } => replacing(stamp),
-                    claimed => claimed,
-                }
-            }
-        };
-        match claimed {
-            Claimed::Granted(claim) => Ok(self.load_and_fill(far, claim, &numbers).await),
-            _ => Ok(self.load_uncached().await),
+    /// `false` when the deadline would pass.
+    pub(crate) async fn pause(&mut self) -> bool {
+        if tokio::time::Instant::now() + self.pause > self.deadline {
+            return false;
         }
+        tokio::time::sleep(self.pause.mul_f64(0.5 + rand::random::<f64>())).await;
+        self.pause = (self.pause * 2).min(LAST_POLL);
+        true
     }
 }

@@ -8,14 +8,14 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cache_core::{CacheError, Tick};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 
-use crate::cache::Found;
+use crate::answer::Found;
 use crate::key::{CacheKey, NearKey};
 use crate::near::Ticket;
 use crate::sync::{AtomicU64, Mutex};
@@ -33,6 +33,7 @@ pub(crate) struct Flights<K, V> {
     shards: Box<[Shard<K, V>]>,
     hasher: RandomState,
     next: AtomicU64,
+    aloft: AtomicUsize,
 }
 
 type Shard<K, V> = Mutex<HashMap<NearKey<K>, Entry<V>>>;
@@ -56,7 +57,7 @@ pub(crate) struct Boarding<'a> {
 impl<K: CacheKey, V: Send + Sync + 'static> Flights<K, V> {
     pub(crate) fn new() -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { shards, hasher: RandomState::new(), next: AtomicU64::new(0) }
+        Self { shards, hasher: RandomState::new(), next: AtomicU64::new(0), aloft: AtomicUsize::new(0) }
     }
 
     /// The flight of a key that the lookup may join (`true`), or a new one that takes `course` (`false`).
@@ -73,6 +74,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Flights<K, V> {
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let landed = Landed { flights: Arc::clone(self), key: key.clone(), id };
+        self.aloft.fetch_add(1, Ordering::Relaxed);
         let course = course();
         let flight = async move {
             let _landed = landed;
@@ -83,6 +85,16 @@ impl<K: CacheKey, V: Send + Sync + 'static> Flights<K, V> {
             shard.insert(key, Entry { id, started: boarding.now, ticket, flight });
         }
         (new, false)
+    }
+
+    /// The flight of a key that the lookup may join.
+    pub(crate) fn find(&self, key: &NearKey<K>, boarding: &Boarding<'_>) -> Option<Flight<V>> {
+        self.shard(key).lock().get(key).and_then(|entry| entry.joinable(boarding))
+    }
+
+    /// Whether nothing is under way. Not exact: a flight that begins or ends now may be counted either way.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.aloft.load(Ordering::Relaxed) == 0
     }
 
     /// A new flight that later lookups may join, in place of whichever there is.
@@ -119,6 +131,7 @@ struct Landed<K: CacheKey, V: Send + Sync + 'static> {
 
 impl<K: CacheKey, V: Send + Sync + 'static> Drop for Landed<K, V> {
     fn drop(&mut self) {
+        self.flights.aloft.fetch_sub(1, Ordering::Relaxed);
         let mut shard = self.flights.shard(&self.key).lock();
         if shard.get(&self.key).is_some_and(|entry| entry.id == self.id) {
             shard.remove(&self.key);

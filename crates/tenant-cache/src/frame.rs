@@ -1,20 +1,25 @@
 //! How an entry is written in the far tier.
 //!
 //! ```text
-//! value   01 ‖ write_id[16] ‖ key_tag[8] ‖ hard_ms[8] ‖ soft_ms[8] ‖ n[1] ‖ generation[8]×n ‖ payload
+//! value   01 ‖ write_id[16] ‖ key_tag[8] ‖ hard_ms[8] ‖ soft_ms[8] ‖ born_ms[8] ‖ n[1] ‖ generation[8]×n ‖ payload
 //! absent  02 ‖ …the same header, no payload
+//! tagged  1x ‖ …the same header ‖ m[1] ‖ (length[2] ‖ tag ‖ generation[8])×m ‖ payload
 //! ```
 //! Numbers are big-endian. `write_id` is random per write: what a refresh compares before it replaces.
 //! `key_tag` is a hash of the full key: a reply that a desynchronised connection hands to the wrong caller,
 //! or a value that was moved, is a miss and not somebody else's data. `hard_ms` is when the entry is dead,
-//! `soft_ms` when it is stale, by the server's clock. The generations are those read *before* the load.
+//! `soft_ms` when it is stale, `born_ms` when it was loaded, by the server's clock. The generations are those
+//! read *before* the load: of the groups that follow from the key, and then those of the tags that the loader
+//! named.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
 use xxhash_rust::xxh3::xxh3_64;
 
 const VALUE: u8 = 1;
 const ABSENT: u8 = 2;
-const FIXED: usize = 1 + 16 + 8 + 8 + 8 + 1;
+/// Added to the kind: the loader named tags.
+const TAGGED: u8 = 0x10;
+const FIXED: usize = 1 + 16 + 8 + 8 + 8 + 8 + 1;
 
 /// The most generations an entry can depend on.
 pub(crate) const MAX_GENERATIONS: usize = 16;
@@ -24,7 +29,10 @@ pub(crate) const MAX_GENERATIONS: usize = 16;
 pub(crate) struct Frame {
     pub(crate) hard_ms: u64,
     pub(crate) soft_ms: u64,
+    pub(crate) born_ms: u64,
     pub(crate) generations: Vec<u64>,
+    /// Tags that the loader named, with their numbers.
+    pub(crate) tags: Vec<(Box<str>, u64)>,
     /// `None` for "there is no such thing".
     pub(crate) payload: Option<Bytes>,
 }
@@ -43,14 +51,24 @@ impl Frame {
     pub(crate) fn encode(&self, key: &str) -> Bytes {
         let payload = self.payload.as_deref().unwrap_or_default();
         let mut out = BytesMut::with_capacity(FIXED + 8 * self.generations.len() + payload.len());
-        out.put_u8(if self.payload.is_some() { VALUE } else { ABSENT });
+        let kind = if self.payload.is_some() { VALUE } else { ABSENT };
+        out.put_u8(if self.tags.is_empty() { kind } else { kind | TAGGED });
         out.put_u128(rand::random());
         out.put_u64(xxh3_64(key.as_bytes()));
         out.put_u64(self.hard_ms);
         out.put_u64(self.soft_ms);
+        out.put_u64(self.born_ms);
         out.put_u8(self.generations.len().min(MAX_GENERATIONS) as u8);
         for generation in self.generations.iter().take(MAX_GENERATIONS) {
             out.put_u64(*generation);
+        }
+        if !self.tags.is_empty() {
+            out.put_u8(self.tags.len().min(MAX_GENERATIONS) as u8);
+            for (tag, generation) in self.tags.iter().take(MAX_GENERATIONS) {
+                out.put_u16(tag.len() as u16);
+                out.put_slice(tag.as_bytes());
+                out.put_u64(*generation);
+            }
         }
         out.put_slice(payload);
         out.freeze()
@@ -58,23 +76,36 @@ impl Frame {
 
     /// Reads what [`encode`](Self::encode) wrote for the same key.
     pub(crate) fn decode(key: &str, bytes: &Bytes) -> Result<Self, FrameError> {
-        let number =
-            |at: usize| -> Option<u64> { Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?)) };
-        let read = || {
-            let kind = *bytes.first().filter(|kind| matches!(**kind, VALUE | ABSENT))?;
-            let tag = number(17)?;
-            let (hard_ms, soft_ms) = (number(25)?, number(33)?);
-            let count = usize::from(*bytes.get(41)?);
-            let generations = (0..count).map(|n| number(FIXED + 8 * n)).collect::<Option<Vec<_>>>()?;
-            let payload = (kind == VALUE).then(|| bytes.slice(FIXED + 8 * count..));
-            Some((tag, Self { hard_ms, soft_ms, generations, payload }))
-        };
-        match read() {
-            None => Err(FrameError::Malformed),
-            Some((tag, _)) if tag != xxh3_64(key.as_bytes()) => Err(FrameError::ForeignKey),
-            Some((_, frame)) => Ok(frame),
-        }
+        let (tag, frame) = read(bytes.clone()).map_err(|_| FrameError::Malformed)?;
+        if tag == xxh3_64(key.as_bytes()) { Ok(frame) } else { Err(FrameError::ForeignKey) }
     }
+}
+
+/// An entry, and the hash of the key it was written for.
+fn read(mut bytes: Bytes) -> Result<(u64, Frame), TryGetError> {
+    let refused = || TryGetError { requested: FIXED, available: 0 };
+    let first = bytes.try_get_u8()?;
+    let (kind, tagged) = (first & !TAGGED, first & TAGGED != 0);
+    if !matches!(kind, VALUE | ABSENT) {
+        return Err(refused());
+    }
+    bytes.try_get_u128()?;
+    let tag = bytes.try_get_u64()?;
+    let (hard_ms, soft_ms, born_ms) = (bytes.try_get_u64()?, bytes.try_get_u64()?, bytes.try_get_u64()?);
+    let count = bytes.try_get_u8()?;
+    let generations = (0..count).map(|_| bytes.try_get_u64()).collect::<Result<_, _>>()?;
+    let mut tags = Vec::new();
+    for _ in 0..if tagged { bytes.try_get_u8()? } else { 0 } {
+        let length = usize::from(bytes.try_get_u16()?);
+        if bytes.len() < length {
+            return Err(refused());
+        }
+        let text = bytes.split_to(length);
+        let text = std::str::from_utf8(&text).map_err(|_| refused())?;
+        tags.push((text.into(), bytes.try_get_u64()?));
+    }
+    let payload = (kind == VALUE).then_some(bytes);
+    Ok((tag, Frame { hard_ms, soft_ms, born_ms, generations, tags, payload }))
 }
 
 #[cfg(test)]
@@ -85,8 +116,17 @@ mod tests {
     fn frame() -> impl Strategy<Value = Frame> {
         let payload = proptest::option::of(any::<Vec<u8>>().prop_map(Bytes::from));
         let generations = proptest::collection::vec(any::<u64>(), 0..=MAX_GENERATIONS);
-        (any::<u64>(), any::<u64>(), generations, payload).prop_map(
-            |(hard_ms, soft_ms, generations, payload)| Frame { hard_ms, soft_ms, generations, payload },
+        let tags = proptest::collection::vec((".{1,20}".prop_map(Into::into), any::<u64>()), 0..=8);
+        let times = (any::<u64>(), any::<u64>(), any::<u64>());
+        (times, generations, tags, payload).prop_map(
+            |((hard_ms, soft_ms, born_ms), generations, tags, payload)| Frame {
+                hard_ms,
+                soft_ms,
+                born_ms,
+                generations,
+                tags,
+                payload,
+            },
         )
     }
 
@@ -120,7 +160,9 @@ mod tests {
     /// SC6: the header alone, cut at any byte, is malformed.
     #[test]
     fn a_cut_header_is_malformed() {
-        let frame = Frame { hard_ms: 1, soft_ms: 1, generations: vec![7, 8], payload: Some(Bytes::new()) };
+        let (generations, tags) = (vec![7, 8], vec![("t".into(), 9)]);
+        let frame =
+            Frame { hard_ms: 1, soft_ms: 1, born_ms: 1, generations, tags, payload: Some(Bytes::new()) };
         let bytes = frame.encode("k");
         for cut in 0..bytes.len() {
             assert_eq!(Frame::decode("k", &bytes.slice(..cut)), Err(FrameError::Malformed), "{cut}");

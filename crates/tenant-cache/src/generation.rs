@@ -76,7 +76,7 @@ impl Generation {
 }
 
 /// The groups an entry belongs to, with the counts seen before its load.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Chain(Vec<(Arc<Generation>, u64)>);
 
 impl Chain {
@@ -114,6 +114,11 @@ impl Chain {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(Arc<Generation>, u64)> {
         self.0.iter()
     }
+
+    /// This chain and a further one.
+    pub(crate) fn and(&self, further: &Self) -> Self {
+        Self(self.0.iter().chain(&further.0).cloned().collect())
+    }
 }
 
 /// The groups of a process, shared by all its caches.
@@ -150,6 +155,11 @@ impl Generations {
     /// The group of what carries a tag, of a tenant or of no tenant.
     pub(crate) fn tag(&self, tenant: Option<&str>, tag: &str) -> Arc<Generation> {
         self.group(tag_key(tenant, tag))
+    }
+
+    /// The group that is invalidated whenever a tag is, of a tenant or of no tenant; see [`tag_guard_key`].
+    pub(crate) fn tag_guard(&self, tenant: Option<&str>) -> Arc<Generation> {
+        self.group(tag_guard_key(tenant))
     }
 
     fn group(&self, text: String) -> Arc<Generation> {
@@ -217,6 +227,20 @@ pub(crate) fn tag_key(tenant: Option<&str>, tag: &str) -> String {
     }
     text.push(':');
     push_segment(&mut text, tag);
+    text
+}
+
+/// The far key of the number that changes whenever a tag is invalidated, *before* the tag's own number does.
+///
+/// It makes tags possible that only the loader knows: their numbers cannot be read before the load, so an
+/// invalidation during it would go unnoticed. This number is read before the load and again together with the
+/// tags' numbers after it. Unchanged, no tag was invalidated in between: whoever invalidates later changes a
+/// tag's number after it was read here, and the entry is dead.
+pub(crate) fn tag_guard_key(tenant: Option<&str>) -> String {
+    let mut text = String::from("gen:w:");
+    if let Some(tenant) = tenant {
+        push_segment(&mut text, tenant);
+    }
     text
 }
 
@@ -336,6 +360,8 @@ mod tests {
             tag_key(None, "b"),
             tag_key(None, "a:b"),
             tag_key(Some("a:"), "b"),
+            tag_guard_key(None),
+            tag_guard_key(Some("b")),
             "gen:all".to_owned(),
         ];
         let distinct: std::collections::HashSet<_> = keys.iter().collect();

@@ -19,7 +19,11 @@
 //! `load` (the loader); `coherence` is what messages of other instances do here, `pending` what is repeated.
 
 pub mod ambient;
+mod answer;
+mod background;
+mod batch;
 mod builder;
+mod bulk;
 mod cache;
 mod changes;
 mod coherence;
@@ -28,24 +32,33 @@ mod fetch;
 mod flight;
 mod frame;
 mod generation;
-#[cfg(test)]
-mod interleavings;
+mod hooks;
+mod inner;
 mod key;
+mod labels;
+mod life;
 mod load;
+mod loaded;
 mod local_bus;
 mod near;
 mod pending;
 mod policy;
+mod refresh;
 mod registry;
 mod stats;
+mod store;
 mod sync;
+mod tags;
 
 pub use ambient::RequestScope;
+pub use answer::{Found, MAX_TAGS, Source};
 pub use builder::DomainBuilder;
-pub use cache::{Found, MAX_TAGS, Source, TenantCache};
+pub use cache::TenantCache;
 pub use changes::{Change, HandlerGuard};
 pub use key::CacheKey;
+pub use labels::TenantLabels;
 pub use load::Retry;
+pub use loaded::{LoadRequest, Loaded};
 pub use policy::{Mode, NegativeTier, Policy};
 pub use registry::{Caches, CachesBuilder};
 pub use stats::Stats;

@@ -1,5 +1,6 @@
-//! Running a loader: in the order retry, time-out, fallback; a panic is an error; a loader that asks for its
-//! own key is told so.
+//! Running a loader: retry, then time-out; a panic is an error; a loader that asks for its own key is told so.
+//! What is done about a load that failed for good (a stale value, then the fallback) is the course of the
+//! lookup's to say: see `fetch`.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,6 +12,9 @@ use cache_core::error::SharedSource;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::task_local;
+
+use crate::bulk::BulkFn;
+use crate::loaded::{LoadRequest, Loaded, What};
 
 /// How often and how patiently a failed load is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,17 +58,25 @@ pub(crate) struct Resilience {
 }
 
 /// Asks the origin for a key.
-pub(crate) type LoadFn<K, V> = dyn Fn(K) -> BoxFuture<'static, Result<Option<V>, SharedSource>> + Send + Sync;
+pub(crate) type LoadFn<K, V> =
+    dyn Fn(LoadRequest<K, V>) -> BoxFuture<'static, Result<Loaded<Arc<V>>, SharedSource>> + Send + Sync;
+
 /// A loader of any type as one of [`LoadFn`].
-pub(crate) fn load_fn<K, V, F, Fut, E>(load: F) -> Box<LoadFn<K, V>>
+pub(crate) fn load_fn<K, V, F, Fut, L, E>(load: F) -> Box<LoadFn<K, V>>
 where
-    F: Fn(K) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Option<V>, E>> + Send + 'static,
+    F: Fn(LoadRequest<K, V>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<L, E>> + Send + 'static,
+    L: Into<Loaded<V>>,
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    V: 'static,
 {
-    Box::new(move |key| {
-        let loaded = load(key);
-        async move { loaded.await.map_err(|error| SharedSource::from(error.into())) }.boxed()
+    Box::new(move |request| {
+        let loaded = load(request);
+        async move {
+            let loaded = loaded.await.map_err(|error| SharedSource::from(error.into()))?;
+            Ok(Loaded::shared(loaded.into()))
+        }
+        .boxed()
     })
 }
 
@@ -75,8 +87,11 @@ pub(crate) type FallbackFn<K, V> = dyn Fn(&K, &LoadError) -> Option<V> + Send + 
 pub(crate) struct Loader<K, V> {
     pub(crate) domain: Arc<str>,
     pub(crate) load: Box<LoadFn<K, V>>,
+    pub(crate) bulk: Option<Arc<BulkFn<K, V>>>,
     pub(crate) fallback: Option<Box<FallbackFn<K, V>>>,
     pub(crate) resilience: Resilience,
+    /// Whether what it answers can carry tags of its own.
+    pub(crate) may_tag: bool,
 }
 
 impl<K, V> std::fmt::Debug for Loader<K, V> {
@@ -88,55 +103,50 @@ impl<K, V> std::fmt::Debug for Loader<K, V> {
     }
 }
 
-/// What a loader came up with.
-#[derive(Debug)]
-pub(crate) enum Loaded<V> {
-    /// From the origin: may be cached.
-    Value(Option<V>),
-    /// From the fallback: never cached.
-    Fallback(V),
-}
-
 impl<K: Clone, V> Loader<K, V> {
     /// Loads one key, with the cache's own loader or with `instead`. `text` names it for the detection of a
     /// loader that calls itself.
     pub(crate) async fn run(
         &self,
         instead: Option<&LoadFn<K, V>>,
-        key: K,
+        request: LoadRequest<K, V>,
         text: &Arc<str>,
         above: Loading,
-    ) -> Result<Loaded<V>, LoadError> {
+    ) -> Result<Loaded<Arc<V>>, LoadError> {
         let load = instead.unwrap_or(&*self.load);
-        let tries = || self.attempt(load, key.clone());
+        let tries = || self.attempt(load, request.clone());
         let tried = async {
             match self.resilience.retry {
                 None => tries().await,
                 Some(retry) => tries.retry(backoff(retry)).when(worth_retrying).await,
             }
         };
-        let here = Loading(Some(Arc::new(Frame {
-            domain: Arc::clone(&self.domain),
-            text: Arc::clone(text),
-            above,
-        })));
-        let loaded = LOADING.scope(here, self.within(self.resilience.timeout, tried)).await;
-        match (loaded, &self.fallback) {
-            (Ok(value), _) => Ok(Loaded::Value(value)),
-            (Err(error), Some(fallback)) => match fallback(&key, &error) {
-                Some(value) => Ok(Loaded::Fallback(value)),
-                None => Err(error),
-            },
-            (Err(error), None) => Err(error),
-        }
+        let here = above.with_all(&self.domain, [Arc::clone(text)]);
+        here.scope(self.within(self.resilience.timeout, tried)).await
     }
 
-    async fn attempt(&self, load: &LoadFn<K, V>, key: K) -> Result<Option<V>, LoadError> {
+    /// What the fallback says in place of a load that failed.
+    pub(crate) fn fall_back(&self, key: &K, error: &LoadError) -> Option<V> {
+        self.fallback.as_ref().and_then(|fallback| fallback(key, error))
+    }
+
+    async fn attempt(
+        &self,
+        load: &LoadFn<K, V>,
+        request: LoadRequest<K, V>,
+    ) -> Result<Loaded<Arc<V>>, LoadError> {
+        let stale = request.stale.is_some();
         // The call itself may panic as well as the future it returns.
-        let work = async { load(key).await };
+        let work = async { load(request).await };
         let guarded = async {
             match AssertUnwindSafe(work).catch_unwind().await {
-                Ok(Ok(value)) => Ok(value),
+                Ok(Ok(Loaded { what: What::NotModified, .. })) if !stale => {
+                    let source = SharedSource::from(Box::<dyn std::error::Error + Send + Sync>::from(
+                        "the loader answered \"not modified\" and was given nothing to modify",
+                    ));
+                    Err(LoadError::Failed { domain: Arc::clone(&self.domain), source })
+                }
+                Ok(Ok(loaded)) => Ok(loaded),
                 Ok(Err(source)) => Err(LoadError::Failed { domain: Arc::clone(&self.domain), source }),
                 Err(_) => Err(LoadError::Panicked { domain: Arc::clone(&self.domain) }),
             }
@@ -189,6 +199,17 @@ impl Loading {
     /// Those of the running task.
     pub(crate) fn current() -> Self {
         LOADING.try_with(Self::clone).unwrap_or_default()
+    }
+
+    /// These, and loads of further keys of one domain.
+    pub(crate) fn with_all(self, domain: &Arc<str>, texts: impl IntoIterator<Item = Arc<str>>) -> Self {
+        let within = |above, text| Self(Some(Arc::new(Frame { domain: Arc::clone(domain), text, above })));
+        texts.into_iter().fold(self, within)
+    }
+
+    /// Runs a future as part of these loads.
+    pub(crate) fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+        LOADING.scope(self, work)
     }
 
     /// Whether waiting for this key would be waiting for oneself.

@@ -12,13 +12,14 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use cache_core::{CacheError, Tick};
-use quick_cache::sync::Cache;
-use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, UnitWeighter};
 
 use crate::generation::{Chain, Generation};
 use crate::key::{CacheKey, NearKey, NearQuery};
+use crate::labels::Meter;
+use crate::life::{Left, Times};
 use crate::policy::Policy;
 use crate::stats::{Counters, EvictionCause};
+use crate::store::{Seen, Slot, Store};
 use crate::sync::Mutex;
 
 const STRIPES: usize = 256;
@@ -32,6 +33,8 @@ pub(crate) struct Ticket {
     /// Whether a tenant's group follows the wide ones in the chain.
     scoped: bool,
     pub(crate) chain: Chain,
+    /// Whose lookup it is, where the metrics name tenants.
+    pub(crate) meter: Option<Arc<Meter>>,
 }
 
 /// What is remembered of a key.
@@ -40,28 +43,22 @@ pub(crate) enum Remembered<V> {
     Absent,
 }
 
+/// A value in memory that may be served.
+pub(crate) struct Hit<V> {
+    pub(crate) value: Arc<V>,
+    /// Past its fresh life.
+    pub(crate) stale: bool,
+    /// It is time to refresh it.
+    pub(crate) due: bool,
+}
+
 /// The near entries of one cache.
 pub(crate) struct NearTier<K, V> {
-    values: Tier<K, Arc<V>>,
-    absent: Tier<K, ()>,
+    values: Store<K, Arc<V>>,
+    absent: Store<K, ()>,
     stripes: Box<[Mutex<u64>]>,
     hasher: RandomState,
     wide: [Arc<Generation>; 2],
-    counters: Arc<Counters>,
-}
-
-type Tier<K, T> = Cache<NearKey<K>, Slot<T>, UnitWeighter, DefaultHashBuilder, CountEvictions>;
-
-/// A remembered answer, alive while its groups were not invalidated and its life is not over.
-#[derive(Debug, Clone)]
-struct Slot<T> {
-    value: T,
-    expires: Tick,
-    /// The sum of the counts of the groups that all entries share. Counts only grow, so equal sums are equal
-    /// counts.
-    wide: u64,
-    tenant: Option<Seen>,
-    tags: Option<Arc<[Seen]>>,
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
@@ -71,28 +68,59 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
         wide: [Arc<Generation>; 2],
         counters: Arc<Counters>,
     ) -> Result<Self, CacheError> {
+        let share = policy.tenant_share;
         Ok(Self {
-            values: tier(policy.capacity, &counters)?,
-            absent: tier(policy.negative_capacity, &counters)?,
+            values: Store::new(policy.capacity, share, Arc::clone(&counters))?,
+            absent: Store::new(policy.negative_capacity, share, counters)?,
             stripes: (0..STRIPES).map(|_| Mutex::new(0)).collect(),
             hasher: RandomState::new(),
             wide,
-            counters,
         })
     }
 
-    /// The value in memory, if it is alive. No lock is waited for beyond the shard's, nothing is allocated.
+    /// The value in memory, if it may be served. No lock is waited for beyond the shard's, nothing is allocated.
     #[inline]
-    pub(crate) fn value(&self, query: &NearQuery<'_, K>, now: Tick) -> Option<Arc<V>> {
+    pub(crate) fn value(&self, query: &NearQuery<'_, K>, now: Tick) -> Option<Hit<V>> {
         let slot = self.values.get(query)?;
-        self.alive(&slot, now).then_some(slot.value)
+        let (stale, due) = (now >= slot.times.stale, now >= slot.times.attend);
+        if due && now >= slot.times.serve_until || !self.stands_still(&slot) {
+            return None;
+        }
+        if let Some(meter) = &slot.meter {
+            meter.near_hit();
+        }
+        Some(Hit { value: Arc::clone(&slot.value), stale, due })
+    }
+
+    /// A value that is kept for when the load fails, and how long it has to live.
+    pub(crate) fn kept(&self, query: &NearQuery<'_, K>, now: Tick) -> Option<(Arc<V>, Left)> {
+        let slot = self.values.get(query)?;
+        let left = Left {
+            lived: std::time::Duration::ZERO,
+            fresh: slot.times.stale.since(now),
+            stale: now.since(slot.times.stale),
+            whole: slot.times.expires.since(now),
+        };
+        (!left.whole.is_zero() && self.stands_still(&slot)).then(|| (Arc::clone(&slot.value), left))
     }
 
     /// Whether it is remembered that there is no such thing.
     #[inline]
     pub(crate) fn is_absent(&self, query: &NearQuery<'_, K>, now: Tick) -> bool {
         // The length first: a cache without negative entries pays nothing for them.
-        !self.absent.is_empty() && self.absent.get(query).is_some_and(|slot| self.alive(&slot, now))
+        !self.absent.is_empty()
+            && self
+                .absent
+                .get(query)
+                .filter(|slot| now < slot.times.serve_until && self.stands_still(slot))
+                .inspect(|slot| slot.meter.iter().for_each(|meter| meter.near_hit()))
+                .is_some()
+    }
+
+    /// Lets an entry be for a while that is due, because it is being seen to.
+    pub(crate) fn defer(&self, query: &NearQuery<'_, K>, until: Tick) {
+        let _changing = self.stripes[self.stripe(query)].lock();
+        self.values.update(query, |slot| slot.times.attend = until.min(slot.times.serve_until));
     }
 
     /// What stands now. To be taken before the far tier is asked.
@@ -101,11 +129,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
         query: &NearQuery<'_, K>,
         tenant: Option<Arc<Generation>>,
         tags: Vec<Arc<Generation>>,
+        meter: Option<Arc<Meter>>,
     ) -> Ticket {
         let stripe = self.stripe(query);
         let (wide, scoped) = (self.wide_now(), tenant.is_some());
         let chain = Chain::of(self.wide.iter().cloned().chain(tenant).chain(tags));
-        Ticket { stripe, epoch: *self.stripes[stripe].lock(), wide, scoped, chain }
+        Ticket { stripe, epoch: *self.stripes[stripe].lock(), wide, scoped, chain, meter }
     }
 
     /// Whether nothing was invalidated since the ticket was taken.
@@ -118,7 +147,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
         &self,
         key: NearKey<K>,
         answer: Remembered<V>,
-        expires: Tick,
+        times: Times,
+        now: Tick,
         ticket: &Ticket,
     ) -> bool {
         let epoch = self.stripes[ticket.stripe].lock();
@@ -126,17 +156,15 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
             return false;
         }
         let (wide, (tenant, tags)) = (ticket.wide, ticket.groups(self.wide.len()));
+        let meter = ticket.meter.clone();
         match answer {
             Remembered::Value(value) => {
-                self.absent.remove(&key);
-                if self.values.peek(&key).is_some() {
-                    self.counters.evicted(EvictionCause::Replaced).one();
-                }
-                self.values.insert(key, Slot { value, expires, wide, tenant, tags });
+                self.absent.remove(&key.query(), EvictionCause::Replaced);
+                self.values.insert(key, Slot { value, times, wide, tenant, tags, meter, id: 0 }, now);
             }
             Remembered::Absent => {
-                self.values.remove(&key);
-                self.absent.insert(key, Slot { value: (), expires, wide, tenant, tags });
+                self.values.remove(&key.query(), EvictionCause::Replaced);
+                self.absent.insert(key, Slot { value: (), times, wide, tenant, tags, meter, id: 0 }, now);
             }
         }
         true
@@ -146,19 +174,16 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
     pub(crate) fn remove(&self, query: &NearQuery<'_, K>) {
         let mut epoch = self.stripes[self.stripe(query)].lock();
         *epoch += 1;
-        let found = self.values.remove(query).is_some() | self.absent.remove(query).is_some();
-        self.counters.evicted(EvictionCause::Invalidated).add(u64::from(found));
+        self.values.remove(query, EvictionCause::Invalidated);
+        self.absent.remove(query, EvictionCause::Invalidated);
     }
 
     /// Forgets every key that `matches`, and refuses all answers that are on their way. Linear in the size of
     /// the tier.
     pub(crate) fn remove_matching(&self, matches: impl Fn(&NearKey<K>) -> bool) {
         self.spoil_tickets();
-        let before = self.values.len() + self.absent.len();
-        self.values.retain(|key, _| !matches(key));
-        self.absent.retain(|key, _| !matches(key));
-        let removed = before.saturating_sub(self.values.len() + self.absent.len());
-        self.counters.evicted(EvictionCause::Invalidated).add(removed as u64);
+        self.values.remove_matching(&matches);
+        self.absent.remove_matching(&matches);
     }
 
     /// Refuses all answers that are on their way.
@@ -172,12 +197,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
         (self.values.len() as u64, self.absent.len() as u64)
     }
 
+    /// Whether none of its groups was invalidated.
     #[inline]
-    fn alive<T>(&self, slot: &Slot<T>, now: Tick) -> bool {
-        if now >= slot.expires {
-            self.counters.evicted(EvictionCause::Expired).one();
-            return false;
-        }
+    fn stands_still<T>(&self, slot: &Slot<T>) -> bool {
         slot.wide == self.wide_now()
             && slot.tenant.as_ref().is_none_or(|(generation, seen)| generation.local() == *seen)
             && slot.tags.as_ref().is_none_or(|tags| tags.iter().all(|(tag, seen)| tag.local() == *seen))
@@ -194,40 +216,21 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
 }
 
 impl Ticket {
+    /// For an entry that belongs to further groups.
+    pub(crate) fn with_tags(&self, tags: &Chain) -> Self {
+        Self { chain: self.chain.and(tags), ..self.clone() }
+    }
+
+    /// How many tags follow from the key.
+    pub(crate) fn tags(&self) -> usize {
+        self.chain.len().saturating_sub(2 + usize::from(self.scoped))
+    }
+
     /// What an entry has to compare on a hit besides the wide groups: its tenant's, and its tags'.
     fn groups(&self, wide: usize) -> (Option<Seen>, Option<Arc<[Seen]>>) {
         let mut rest = self.chain.iter().skip(wide).cloned();
         let tenant = if self.scoped { rest.next() } else { None };
         let tags: Arc<[Seen]> = rest.collect();
         (tenant, (!tags.is_empty()).then_some(tags))
-    }
-}
-
-/// A group, and its count when the entry was asked for.
-type Seen = (Arc<Generation>, u64);
-
-fn tier<K: CacheKey, T: Clone + Send + Sync>(
-    capacity: usize,
-    counters: &Arc<Counters>,
-) -> Result<Tier<K, T>, CacheError> {
-    let options = OptionsBuilder::new()
-        .estimated_items_capacity(capacity)
-        .weight_capacity(capacity as u64)
-        .build()
-        .map_err(|error| CacheError::configuration("near tier", error.to_string()))?;
-    let lifecycle = CountEvictions(Arc::clone(counters));
-    Ok(Cache::with_options(options, UnitWeighter, DefaultHashBuilder::default(), lifecycle))
-}
-
-#[derive(Debug, Clone)]
-struct CountEvictions(Arc<Counters>);
-
-impl<K, T> Lifecycle<K, T> for CountEvictions {
-    /// Keeps what is evicted until the shard's lock is released: a value's own `drop` may take long.
-    type RequestState = Vec<(K, T)>;
-
-    fn on_evict(&self, state: &mut Self::RequestState, key: K, value: T) {
-        self.0.evicted(EvictionCause::Capacity).one();
-        state.push((key, value));
     }
 }

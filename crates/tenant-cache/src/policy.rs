@@ -50,6 +50,27 @@ pub struct Policy {
     pub negative_capacity: usize,
     /// How much of a life is cut off at random, against synchronised expiry: 0 to 1, default 0.1.
     pub jitter: f64,
+    /// The share of its fresh life after which a hit refreshes an entry in the background: between 0 and 1.
+    /// Default: none.
+    pub refresh_ahead: Option<f64>,
+    /// How long after its [`ttl`](Self::ttl) an entry is still served, while it is refreshed in the background.
+    /// Default 0: not at all.
+    pub stale_while_revalidate: Duration,
+    /// How long after its [`ttl`](Self::ttl) an entry is kept, to be served when the load fails. Default 0: a
+    /// failed load is an error.
+    pub stale_if_error: Duration,
+    /// How long a value that is served because the load failed goes on being served without another load, so
+    /// that an origin in trouble is not hammered. Default 5 s.
+    pub error_throttle: Duration,
+    /// How long a lookup waits for the load while there is a stale value to give; the load then goes on in the
+    /// background. Default: as long as the load takes.
+    pub soft_timeout: Option<Duration>,
+    /// How long a lookup waits for anything; the load then goes on in the background. Default: as long as the
+    /// load takes.
+    pub hard_timeout: Option<Duration>,
+    /// The share of the near tier that one tenant can fill: over 0, up to 1. Default: none, one tenant can
+    /// evict all others.
+    pub tenant_share: Option<f64>,
     /// How long a lease outlives a crashed loader; renewed at a third while loading. Default 3 s.
     pub lease_for: Duration,
     /// How long to wait for another instance's load before loading without storing. Default 1 s.
@@ -71,6 +92,13 @@ impl Default for Policy {
             capacity: 1_000,
             negative_capacity: 1_000,
             jitter: 0.1,
+            refresh_ahead: None,
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+            error_throttle: Duration::from_secs(5),
+            soft_timeout: None,
+            hard_timeout: None,
+            tenant_share: None,
             lease_for: Duration::from_secs(3),
             lease_wait: Duration::from_secs(1),
             join_within: Duration::from_secs(3),
@@ -105,7 +133,32 @@ impl Policy {
         if self.lease_for < Self::MIN_LEASE {
             return refuse("`lease_for` is under 30 ms");
         }
+        if self.refresh_ahead.is_some_and(|share| !(0.0..1.0).contains(&share) || share == 0.0) {
+            return refuse("`refresh_ahead` is not between 0 and 1");
+        }
+        if self.tenant_share.is_some_and(|share| !(0.0..=1.0).contains(&share) || share == 0.0) {
+            return refuse("`tenant_share` is not over 0 and up to 1");
+        }
+        if self.soft_timeout.is_some_and(|limit| limit.is_zero()) {
+            return refuse("`soft_timeout` is zero: use `stale_while_revalidate`");
+        }
+        if self.soft_timeout.is_some() && self.stale_if_error.is_zero() {
+            return refuse("`soft_timeout` without `stale_if_error`: there is never anything stale to serve");
+        }
+        if self.hard_timeout.is_some_and(|limit| limit.is_zero()) {
+            return refuse("`hard_timeout` is zero: no lookup could load");
+        }
         Ok(())
+    }
+
+    /// How long an entry is kept after its fresh life.
+    pub(crate) fn grace(&self) -> Duration {
+        self.stale_while_revalidate.max(self.stale_if_error)
+    }
+
+    /// How long a lookup waits for a load while it has a stale value to give.
+    pub(crate) fn stale_patience(&self) -> Option<Duration> {
+        self.soft_timeout.or(self.hard_timeout)
     }
 
     /// A life shortened by a random part of at most [`jitter`](Self::jitter).
@@ -153,6 +206,13 @@ mod tests {
             (Policy { jitter: 1.5, ..Policy::default() }, "`jitter`"),
             (Policy { jitter: f64::NAN, ..Policy::default() }, "`jitter`"),
             (Policy { lease_for: Duration::ZERO, ..Policy::default() }, "`lease_for`"),
+            (Policy { refresh_ahead: Some(1.0), ..Policy::default() }, "`refresh_ahead`"),
+            (Policy { refresh_ahead: Some(0.0), ..Policy::default() }, "`refresh_ahead`"),
+            (Policy { tenant_share: Some(0.0), ..Policy::default() }, "`tenant_share`"),
+            (Policy { tenant_share: Some(f64::NAN), ..Policy::default() }, "`tenant_share`"),
+            (Policy { soft_timeout: Some(Duration::ZERO), ..Policy::default() }, "`soft_timeout`"),
+            (Policy { soft_timeout: Some(Duration::from_secs(1)), ..Policy::default() }, "`stale_if_error`"),
+            (Policy { hard_timeout: Some(Duration::ZERO), ..Policy::default() }, "`hard_timeout`"),
         ] {
             let error = policy.validate("d").unwrap_err().to_string();
             assert!(error.contains(name), "{error}");

@@ -12,8 +12,9 @@ use parking_lot::RwLock;
 use crate::builder::DomainBuilder;
 use crate::cache::TenantCache;
 use crate::coherence::{Coherence, Domain};
-use crate::generation::{self, Generations, generation_key, tag_key};
+use crate::generation::{self, Generations, generation_key, tag_guard_key, tag_key};
 use crate::key::CacheKey;
+use crate::labels::{Labels, TenantLabels};
 use crate::local_bus::Alone;
 use crate::pending::{self, Pending};
 use crate::policy::Policy;
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) generations: Arc<Generations>,
     pub(crate) pending: Pending,
+    pub(crate) labels: Arc<Labels>,
     domains: Arc<Domains>,
     defaults: Policy,
     _subscription: Subscription,
@@ -188,11 +190,25 @@ impl Shared {
 
     pub(crate) async fn try_renumber(&self, text: &str, message: &Invalidation) -> Result<(), CacheError> {
         let renumbered = match &self.far {
-            Some(far) => generation::renumber(&**far, text, &self.clock).await,
+            Some(far) => self.renumber_in(&**far, text, message).await,
             None => Ok(()),
         };
         let told = self.bus.publish(message).await;
         renumbered.and(told)
+    }
+
+    async fn renumber_in(
+        &self,
+        far: &dyn CacheService,
+        text: &str,
+        message: &Invalidation,
+    ) -> Result<(), CacheError> {
+        if let Invalidation::Tag { tenant, .. } = message {
+            // First, or a load that began before could read the tag's new number and miss that it is new.
+            let guard = tag_guard_key(tenant.as_ref().map(TenantId::as_str));
+            generation::renumber(far, &guard, &self.clock).await?;
+        }
+        generation::renumber(far, text, &self.clock).await
     }
 
     /// The cache of a domain: the one that is there, or the one that `make` makes.
@@ -213,6 +229,7 @@ pub struct CachesBuilder {
     bus: Option<Arc<dyn InvalidationBus>>,
     clock: Clock,
     defaults: Policy,
+    labels: TenantLabels,
 }
 
 impl CachesBuilder {
@@ -244,6 +261,13 @@ impl CachesBuilder {
         self
     }
 
+    /// Which tenants the hit and miss counters name. Default [`TenantLabels::Off`].
+    #[must_use]
+    pub fn tenant_labels(mut self, labels: TenantLabels) -> Self {
+        self.labels = labels;
+        self
+    }
+
     /// Assembles the caches and subscribes to the bus.
     ///
     /// # Errors
@@ -270,7 +294,7 @@ impl CachesBuilder {
         let generations = Arc::new(Generations::new());
         let sink = Coherence { domains: Arc::clone(&domains), generations: Arc::clone(&generations) };
         let subscription = bus.subscribe(Arc::new(sink));
-        let Self { far, clock, defaults, .. } = self;
+        let Self { far, clock, defaults, labels, .. } = self;
         let trust = bus.trust();
         let pending = Pending::default();
         let shared = Shared {
@@ -280,6 +304,7 @@ impl CachesBuilder {
             clock,
             generations,
             pending,
+            labels: Arc::new(Labels::new(labels)),
             domains,
             defaults,
             _subscription: subscription,

@@ -32,9 +32,13 @@ pub struct Stats {
     pub damaged: u64,
     /// Failures of the far tier, each answered from the loader.
     pub far_failures: u64,
-    /// Near entries evicted because the tier was full.
+    /// Lookups answered with a value past its fresh life.
+    pub stale_served: u64,
+    /// Refreshes begun in the background.
+    pub refreshes: u64,
+    /// Near entries evicted because the tier was full, or the tenant's share of it.
     pub evicted_capacity: u64,
-    /// Near entries found past their life.
+    /// Near entries replaced after their life was over. What is never asked for again leaves by capacity.
     pub evicted_expired: u64,
     /// Near entries removed by an invalidation.
     pub evicted_invalidated: u64,
@@ -109,14 +113,22 @@ pub(crate) struct Counters {
     pub(crate) uncached_loads: Count,
     pub(crate) damaged: Count,
     pub(crate) far_failures: Count,
+    pub(crate) stale_served: Count,
+    pub(crate) refreshes: Count,
     evicted: [Count; 4],
 }
 
 impl Counters {
-    pub(crate) fn new(domain: &str) -> Self {
+    /// `by_tenant`: hits and misses are exported elsewhere, by tenant; see [`Meters`](crate::labels::Meters).
+    pub(crate) fn new(domain: &str, by_tenant: bool) -> Self {
         let plain = |metric: &'static str| Count::new(counter!(metric, "name" => domain.to_owned()));
-        let hits = |tier: &'static str| {
-            Count::new(counter!("cache_hits_total", "name" => domain.to_owned(), "tier" => tier))
+        let hits = |tier: &'static str| match by_tenant {
+            true => Count::new(metrics::Counter::noop()),
+            false => Count::new(counter!("cache_hits_total", "name" => domain.to_owned(), "tier" => tier)),
+        };
+        let misses = match by_tenant {
+            true => Count::new(metrics::Counter::noop()),
+            false => plain("cache_misses_total"),
         };
         let evicted = |cause: &'static str| {
             Count::new(counter!("cache_evictions_total",
@@ -125,7 +137,7 @@ impl Counters {
         Self {
             near_hits: hits("near"),
             far_hits: hits("far"),
-            misses: plain("cache_misses_total"),
+            misses,
             loads: plain("cache_loads_total"),
             load_failures: plain("cache_load_failures_total"),
             coalesced: plain("cache_coalesced_total"),
@@ -133,6 +145,8 @@ impl Counters {
             uncached_loads: plain("cache_uncached_loads_total"),
             damaged: plain("cache_damaged_entries_total"),
             far_failures: plain("cache_far_failures_total"),
+            stale_served: plain("cache_stale_served_total"),
+            refreshes: plain("cache_refreshes_total"),
             evicted: [evicted("capacity"), evicted("expired"), evicted("invalidated"), evicted("replaced")],
         }
     }
@@ -154,6 +168,8 @@ impl Counters {
             uncached_loads: self.uncached_loads.get(),
             damaged: self.damaged.get(),
             far_failures: self.far_failures.get(),
+            stale_served: self.stale_served.get(),
+            refreshes: self.refreshes.get(),
             evicted_capacity: self.evicted(EvictionCause::Capacity).get(),
             evicted_expired: self.evicted(EvictionCause::Expired).get(),
             evicted_invalidated: self.evicted(EvictionCause::Invalidated).get(),

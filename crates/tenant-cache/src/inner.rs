@@ -1,0 +1,198 @@
+//! What the clones of a cache share.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cache_core::key::{KeyParts, Owner, validate};
+use cache_core::{CacheError, Codec, Invalidation, TenantId};
+
+use crate::answer::{Found, MAX_TAGS, Source};
+use crate::background::Background;
+use crate::changes::Listeners;
+use crate::far::FarTier;
+use crate::flight::{Flights, Landing};
+use crate::generation::{MAX_ENTRY_TTL, generation_key, tenant_of};
+use crate::hooks::Hooks;
+use crate::key::{CacheKey, NearQuery};
+use crate::labels::Meters;
+use crate::life::Life;
+use crate::load::Loader;
+use crate::near::{Hit, NearTier, Ticket};
+use crate::policy::Policy;
+use crate::registry::Shared;
+use crate::stats::{Counters, Stats};
+
+/// The tags of a key.
+pub(crate) struct TagsBy<K>(pub(crate) Box<TagsFn<K>>);
+
+type TagsFn<K> = dyn Fn(&K) -> Vec<String> + Send + Sync;
+
+/// What clones of a cache share.
+pub(crate) struct Inner<K, V> {
+    pub(crate) domain: Arc<str>,
+    pub(crate) policy: Policy,
+    pub(crate) near: NearTier<K, V>,
+    pub(crate) flights: Arc<Flights<K, V>>,
+    pub(crate) background: Background<K, V>,
+    pub(crate) far: Option<FarTier>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) codec: Arc<dyn Codec<V>>,
+    pub(crate) loader: Loader<K, V>,
+    pub(crate) life_by: Option<LifeBy<K, V>>,
+    pub(crate) tags_by: Option<TagsBy<K>>,
+    pub(crate) listeners: Listeners<K>,
+    pub(crate) hooks: Hooks<K>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) meters: Option<Meters>,
+}
+
+impl<K, V> fmt::Debug for Inner<K, V> {
+    /// Names the cache and nothing that is in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TenantCache")
+            .field("domain", &self.domain)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A life by key and outcome.
+pub(crate) struct LifeBy<K, V>(pub(crate) Box<LifeFn<K, V>>);
+
+type LifeFn<K, V> = dyn Fn(&K, Option<&V>) -> Duration + Send + Sync;
+
+impl<K, V> fmt::Debug for LifeBy<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LifeBy")
+    }
+}
+
+impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
+    /// What memory knows. The hot path: no lock beyond the shard's, no allocation, no await.
+    #[inline]
+    pub(crate) fn near_answer(&self, query: &NearQuery<'_, K>) -> Option<NearAnswer<V>> {
+        let now = self.shared.clock.coarse();
+        if !self.shared.trust.near(now) {
+            return None;
+        }
+        let (value, stale, due) = match self.near.value(query, now) {
+            Some(Hit { value, stale, due }) => (Some(value), stale, due),
+            None if self.near.is_absent(query, now) => (None, false, false),
+            None => return None,
+        };
+        Some(NearAnswer { found: Found { value, source: Source::Near, stale }, due })
+    }
+
+    /// The far key of an entry.
+    pub(crate) fn text(&self, owner: Owner, key: &K) -> Result<Arc<str>, CacheError> {
+        let parts = KeyParts { owner, domain: (&*self.domain).into(), key: key.to_text().into() };
+        let text = parts.to_text();
+        validate(&text)?;
+        Ok(text.into())
+    }
+
+    /// What stands now for a key; to be taken before anybody is asked.
+    pub(crate) fn ticket(&self, query: &NearQuery<'_, K>) -> Ticket {
+        let (owner, generations) = (query.owner(), &self.shared.generations);
+        let tenant = tenant_of(&owner);
+        let domain = tenant.map(|tenant| generations.domain(Some(tenant), &self.domain));
+        let tags = match &self.tags_by {
+            None => Vec::new(),
+            Some(TagsBy(tags)) => {
+                let mut tags = tags(query.key);
+                tags.truncate(MAX_TAGS);
+                tags.iter().map(|tag| generations.tag(tenant, tag)).collect()
+            }
+        };
+        let meter = self.meters.as_ref().map(|meters| meters.of(query.tenant));
+        self.near.ticket(query, domain, tags, meter)
+    }
+
+    /// How long an answer lives; `own` is what the loader says. Nothing is kept of "there is no such thing"
+    /// after its life: what does not exist cannot be served when the load fails.
+    pub(crate) fn life(&self, key: &K, value: Option<&V>, own: Option<Duration>) -> Life {
+        let (fresh, grace) = match value {
+            Some(_) => (self.policy.ttl, self.policy.grace()),
+            None => (self.policy.negative_ttl, Duration::ZERO),
+        };
+        let by_key = || self.life_by.as_ref().map(|LifeBy(life)| life(key, value));
+        let fresh = own.or_else(by_key).unwrap_or(fresh);
+        if fresh.is_zero() {
+            return Life::new(fresh, fresh);
+        }
+        Life::new(self.policy.jittered(fresh.min(MAX_ENTRY_TTL)), grace)
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let (size, negative_size) = self.near.len();
+        Stats { size, negative_size, ..self.counters.snapshot() }
+    }
+
+    /// Removes keys from the far tier and tells the others, in one step where the far tier can.
+    pub(crate) async fn announce_keys(&self, texts: Vec<Arc<str>>) -> Result<(), CacheError> {
+        if let Some(far) = &self.far {
+            let keys: Vec<&str> = texts.iter().map(|text| &**text).collect();
+            match &keys[..] {
+                [] => return Ok(()),
+                [key] => far.service.invalidate(key).await?,
+                keys => far.service.invalidate_many(keys).await?,
+            }
+            if far.service.bus().is_some() {
+                return Ok(());
+            }
+        }
+        self.shared.bus.publish(&Invalidation::Keys(texts)).await
+    }
+
+    /// Gives a group a new number, then tells the others.
+    pub(crate) async fn invalidate_domain(&self, tenant: Option<TenantId>) -> Result<(), CacheError> {
+        let text = generation_key(tenant.as_ref().map(TenantId::as_str), &self.domain);
+        self.shared.renumber(&text, &Invalidation::Domain { tenant, domain: Arc::clone(&self.domain) }).await
+    }
+
+    /// Counts a lookup that memory answered.
+    #[inline]
+    pub(crate) fn count_near(&self, key: &K, stale: bool) {
+        self.counters.near_hits.one();
+        if stale {
+            self.counters.stale_served.one();
+        }
+        self.hooks.hit(key, Source::Near);
+    }
+
+    /// Counts a lookup that went past memory.
+    pub(crate) fn count(&self, key: &K, landing: &Landing<V>, joined: bool) {
+        if joined {
+            self.counters.coalesced.one();
+        }
+        let hit = match landing {
+            Ok(Found { source: source @ Source::Near, .. }) => {
+                self.counters.near_hits.one();
+                Some(*source)
+            }
+            Ok(Found { source: source @ Source::Far, .. }) => {
+                self.counters.far_hits.one();
+                Some(*source)
+            }
+            _ => None,
+        };
+        match hit {
+            Some(source) => self.hooks.hit(key, source),
+            None => {
+                self.counters.misses.one();
+                self.hooks.miss(key);
+            }
+        }
+        if landing.as_ref().is_ok_and(|found| found.stale) {
+            self.counters.stale_served.one();
+        }
+    }
+}
+
+/// What memory knows of a key.
+pub(crate) struct NearAnswer<V> {
+    pub(crate) found: Found<V>,
+    /// It is time to refresh it.
+    pub(crate) due: bool,
+}
