@@ -15,15 +15,17 @@ mod groups;
 mod memory;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cache_core::bus::{BusHealth, Sinks};
 use cache_core::{
     BusState, CacheError, Invalidation, InvalidationBus, InvalidationSink, Scope, Subscription, TenantId,
-    Tick, Trust,
+    Trust,
 };
 
 use crate::cache::TenantCache;
 use crate::key::NearQuery;
+use crate::life::{Life, Times};
 use crate::near::{Remembered, Ticket};
 use crate::registry::Caches;
 use crate::sync::AtomicU64;
@@ -115,7 +117,7 @@ impl Instance {
 
     /// What a reader who comes now finds in memory.
     fn read(&self) -> Option<u64> {
-        self.cache.inner.near_answer(&self.query()).and_then(|found| found.value).map(|value| *value)
+        self.cache.inner.near_answer(&self.query()).and_then(|answer| answer.found.value).map(|value| *value)
     }
 
     fn ticket(&self) -> Ticket {
@@ -132,10 +134,11 @@ impl Instance {
 
     /// Keeps an answer, as a fetch does.
     fn remember(&self, value: u64, ticket: &Ticket) {
-        let inner = &self.cache.inner;
-        if inner.shared.trust.near(inner.shared.clock.coarse()) {
-            let answer = Remembered::Value(Arc::new(value));
-            inner.near.insert(self.query().to_key(), answer, Tick::NEVER, ticket);
+        let (inner, hour) = (&self.cache.inner, Duration::from_secs(3_600));
+        let now = inner.shared.clock.coarse();
+        if inner.shared.trust.near(now) {
+            let times = Times::of(Life::new(hour, Duration::ZERO).into(), hour, &inner.policy, now);
+            inner.near.insert(self.query().to_key(), Remembered::Value(Arc::new(value)), times, now, ticket);
         }
     }
 

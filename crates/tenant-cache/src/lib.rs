@@ -34,6 +34,8 @@ mod frame;
 mod generation;
 mod hooks;
 mod inner;
+#[cfg(test)]
+mod interleavings;
 mod key;
 mod labels;
 mod life;

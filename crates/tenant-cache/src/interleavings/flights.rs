@@ -11,7 +11,7 @@ use shuttle::future::block_on;
 use shuttle::thread;
 
 use super::{Instance, NEW, OLD, under_many_schedules};
-use crate::cache::{Found, Source};
+use crate::answer::{Found, Source};
 use crate::flight::{Boarding, Flight, Flights, Landing};
 use crate::near::Ticket;
 use crate::sync::AtomicU64;
@@ -43,7 +43,7 @@ impl Airport {
                     (value, Source::Origin)
                 }
             };
-            Ok(Found { value: Some(Arc::new(value)), source })
+            Ok(Found { value: Some(Arc::new(value)), source, stale: false })
         }
         .boxed()
     }
