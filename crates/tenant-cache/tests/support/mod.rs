@@ -7,6 +7,7 @@
     reason = "each test binary uses a part"
 )]
 
+pub mod nodes;
 pub mod watched;
 
 use std::collections::HashMap;
