@@ -66,6 +66,43 @@ async fn a_failed_removal_is_not_told_as_done() {
     fleet.old_is_nowhere("removed at the second try").await;
 }
 
+/// P1, P6: the own memory is cleared *after* the far tier was asked: what a reader fetched back while the removal was on
+/// its way does not stay, also when the removal fails in the end.
+#[tokio::test]
+async fn what_was_fetched_back_during_a_failing_removal_does_not_stay() {
+    let fleet = Fleet::new(Origin::open());
+    fleet.origin.commit("k", OLD);
+    let node = &fleet.nodes[0];
+    fleet.read(node).await;
+    node.far.set_gate(Method::Invalidate, Gate::Hold);
+    fleet.origin.commit("k", NEW);
+    let cache = node.cache.clone();
+    let removal = tokio::spawn(async move { of("acme", cache.invalidate(&key())).await });
+    soon(node.far.at_gate(Method::Invalidate, 1)).await;
+    fleet.hand.advance(Duration::from_secs(10));
+    assert_eq!(fleet.read(node).await, (Some(OLD), Source::Far), "the far tier still holds it");
+    node.far.set_gate(Method::Invalidate, Gate::Error(BackendErrorKind::Unavailable));
+    soon(removal).await.unwrap().unwrap_err();
+    assert_eq!(node.peek(), None);
+}
+
+/// E11, COHERENCE 3.4: whoever is told of a change finds the far tier changed already; told first, a reader could fetch
+/// the old row back.
+#[tokio::test]
+async fn who_is_told_finds_the_far_tier_changed() {
+    for event in Event::ALL {
+        let fleet = Fleet::new(Origin::open());
+        fleet.origin.commit("k", OLD);
+        fleet.read(&fleet.nodes[0]).await;
+        let looking = Arc::new(Looking { store: fleet.store.clone(), seen: Mutex::default() });
+        let before = looking.look();
+        let _subscription = fleet.bus.subscribe(looking.clone());
+        Event::happen(event, &fleet.nodes[0]).await;
+        let seen = looking.seen.lock().unwrap();
+        assert!(!seen.is_empty() && seen.iter().all(|seen| *seen != before), "{event:?}");
+    }
+}
+
 /// P6: the far tier did it and its answer was lost: the caller is told of the failure, and nobody keeps the old row.
 #[tokio::test]
 async fn a_removal_whose_answer_is_lost_is_seen_by_all() {
@@ -285,6 +322,31 @@ async fn wall_clocks_that_differ_do_not_matter() {
         pass(Duration::from_secs(2));
         assert_eq!(plain(read(reader).await.value), Some(2), "and dies for both");
     }
+}
+
+/// Looks at the far tier whenever it is told something: the entry, and the numbers of its groups.
+#[derive(Debug)]
+struct Looking {
+    store: Arc<MokaCacheService>,
+    seen: Mutex<Vec<Look>>,
+}
+
+type Look = Vec<Option<bytes::Bytes>>;
+
+impl Looking {
+    fn look(&self) -> Look {
+        let keys = ["acme:rows:k", "gen:all", "gen:d:rows", "gen:t:acme:rows", "gen:g:acme:all"];
+        let look = self.store.get_many_bytes(&keys).now_or_never();
+        look.expect("memory does not wait").unwrap()
+    }
+}
+
+impl InvalidationSink for Looking {
+    fn apply(&self, _: &Invalidation) {
+        self.seen.lock().unwrap().push(self.look());
+    }
+
+    fn flush(&self, _: FlushReason) {}
 }
 
 /// Counts messages.
