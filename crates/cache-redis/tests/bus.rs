@@ -7,8 +7,9 @@ mod redis {
     use std::time::{Duration, Instant};
 
     use cache_core::bus::BusHealth;
+    use cache_core::clock::COARSE_LAG;
     use cache_core::prelude::*;
-    use cache_core::{FlushReason, Invalidation, TenantId};
+    use cache_core::{Clock, FlushReason, Invalidation, TenantId};
     use conformance::redis_server::RedisServer;
 
     use crate::common::{Instance, until};
@@ -110,6 +111,24 @@ mod redis {
         server.resume();
         until("trust", || instance.trusted()).await;
         assert!(instance.bus.state().flushes > flushes, "emptied before it was trusted");
+    }
+
+    /// P2: the coarse clock that hits look at may be late; memory is trusted for that much less than the bound.
+    #[tokio::test]
+    async fn a_late_clock_does_not_stretch_the_bound() {
+        let server = RedisServer::start();
+        let instance = Instance::start(&server).await;
+        let (clock, trust) = (Clock::system(), instance.bus.trust());
+        let (mut prolonged, mut last) = (0, trust.near_until());
+        // Right after each beat trust reaches as far as it ever does.
+        while prolonged < 10 {
+            let until = trust.near_until();
+            let latest = clock.now() + instance.trust_for();
+            assert!(until + COARSE_LAG <= latest, "{until:?} {latest:?}");
+            prolonged += usize::from(until > last);
+            last = until;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// SF4, L3: a killed server that comes back empty is trusted again, by itself.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use backon::BackoffBuilder;
 use cache_core::bus::BusHealth;
+use cache_core::clock::COARSE_LAG;
 use cache_core::{BackendErrorKind, FlushReason, Tick};
 use metrics::{counter, gauge, histogram};
 use parking_lot::Mutex;
@@ -33,7 +34,7 @@ struct Beats {
 /// Listens until the bus is gone: subscribes, applies and beats, and begins again when that ends.
 pub(super) async fn run(bus: Weak<Shared>) {
     let (mut machine, mut first) = match bus.upgrade() {
-        Some(bus) => (Machine::new(bus.policy.trust_for, bus.policy.probation), true),
+        Some(bus) => (Machine::new(bus.trust_for(), bus.policy.probation), true),
         None => return,
     };
     let pauses = || {
@@ -66,6 +67,12 @@ pub(super) async fn run(bus: Weak<Shared>) {
 }
 
 impl Shared {
+    /// How long a beat that came back is good for. Hits look at the coarse clock: what it is late must not come on top
+    /// of the bound.
+    fn trust_for(&self) -> Duration {
+        self.policy.trust_for.saturating_sub(COARSE_LAG)
+    }
+
     /// One subscription, from its beginning to its end.
     async fn listen_once(
         &self,

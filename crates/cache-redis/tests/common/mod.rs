@@ -11,6 +11,8 @@ use cache_core::{Clock, FlushReason, Invalidation, InvalidationSink, Subscriptio
 use cache_redis::{BusPolicy, RedisBus, RedisCacheOptions, RedisCacheService, RedisLink, RedisSettings};
 use conformance::redis_server::RedisServer;
 
+const TRUST_FOR: Duration = Duration::from_millis(500);
+
 /// What a process heard.
 #[derive(Debug, Default)]
 pub struct Heard {
@@ -45,13 +47,16 @@ impl Instance {
 
     pub fn start_untrusted(url: &str) -> Self {
         let settings = RedisSettings::from_url(url).expect("a URL");
-        let policy = BusPolicy::default()
-            .with_heartbeat(Duration::from_millis(50))
-            .with_trust_for(Duration::from_millis(500));
+        let policy = BusPolicy::default().with_heartbeat(Duration::from_millis(50)).with_trust_for(TRUST_FOR);
         let bus = RedisBus::with_policy(RedisLink::lazy(settings).expect("a link"), policy);
         let heard = Arc::new(Heard::default());
         let subscription = bus.subscribe(heard.clone());
         Self { bus, heard, _subscription: subscription }
+    }
+
+    /// The bound that instances here are started with.
+    pub fn trust_for(&self) -> Duration {
+        TRUST_FOR
     }
 
     pub fn trusted(&self) -> bool {
