@@ -26,6 +26,8 @@ pub(crate) const GENERATION_TTL: Duration = Duration::from_secs(60 * 24 * 60 * 6
 pub(crate) const MAX_ENTRY_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 const CREATE_LEASE: Duration = Duration::from_secs(1);
+/// Longer than a lease, so that one writer who vanished does not fail the next.
+const CREATE_WITHIN: Duration = Duration::from_secs(3);
 
 /// One group, as this process knows it.
 ///
@@ -252,8 +254,13 @@ pub(crate) fn tenant_of(owner: &Owner) -> Option<&str> {
 /// Makes sure that a number exists, and says it.
 ///
 /// # Errors
-/// Those of the far tier.
+/// Those of the far tier; [`CacheError::Timeout`] when somebody else begins to write it and never ends.
 pub(crate) async fn create(far: &dyn CacheService, text: &str, clock: &Clock) -> Result<u64, CacheError> {
+    let created = tokio::time::timeout(CREATE_WITHIN, try_create(far, text, clock)).await;
+    created.unwrap_or(Err(CacheError::Timeout { operation: "making a generation", after: CREATE_WITHIN }))
+}
+
+async fn try_create(far: &dyn CacheService, text: &str, clock: &Clock) -> Result<u64, CacheError> {
     loop {
         match far.get_or_lease(text, CREATE_LEASE).await? {
             Lookup::Hit(bytes) => match read(&bytes) {
@@ -263,8 +270,14 @@ pub(crate) async fn create(far: &dyn CacheService, text: &str, clock: &Clock) ->
             },
             Lookup::Granted(claim) => {
                 let number = rand::random();
-                if far.fill(text, &claim, write(number, clock), Ttl::For(GENERATION_TTL)).await? {
-                    return Ok(number);
+                match far.fill(text, &claim, write(number, clock), Ttl::For(GENERATION_TTL)).await {
+                    Ok(true) => return Ok(number),
+                    Ok(false) => {}
+                    Err(error) => {
+                        // Others need not wait for the lease to end by itself.
+                        let _ = far.release(text, &claim).await;
+                        return Err(error);
+                    }
                 }
             }
             Lookup::Busy => tokio::time::sleep(Duration::from_millis(2)).await,
