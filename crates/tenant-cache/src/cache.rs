@@ -342,13 +342,14 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
                 read => carry(fetch.run(read)).boxed(),
             }
         };
+        let now = inner.shared.clock.now();
         let (flight, joined) = {
             let stands = |ticket: &Ticket| !anew && inner.near.stands(ticket);
-            let now = inner.shared.clock.coarse();
             let boarding = Boarding { now, join_within: inner.policy.join_within, stands: &stands };
             inner.flights.board(near_key, ticket, &boarding, course)
         };
         let landing = flight.await;
+        inner.counters.took(&landing, inner.shared.clock.now().since(now));
         inner.count(key, &landing, joined);
         meter.iter().for_each(|meter| meter.landed(&landing));
         landing

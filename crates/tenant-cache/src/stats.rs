@@ -4,8 +4,12 @@
 //! recorder before building caches.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use metrics::counter;
+use metrics::{counter, histogram};
+
+use crate::answer::{Found, Source};
+use crate::flight::Landing;
 
 /// What a cache has done since it was made, in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -116,6 +120,8 @@ pub(crate) struct Counters {
     pub(crate) stale_served: Count,
     pub(crate) refreshes: Count,
     evicted: [Count; 4],
+    /// How long lookups past memory took, by who answered.
+    took: [metrics::Histogram; 3],
 }
 
 impl Counters {
@@ -134,6 +140,7 @@ impl Counters {
             Count::new(counter!("cache_evictions_total",
                 "name" => domain.to_owned(), "tier" => "near", "cause" => cause))
         };
+        let took = |outcome: &'static str| histogram!("cache_lookup_duration_seconds", "name" => domain.to_owned(), "outcome" => outcome);
         Self {
             near_hits: hits("near"),
             far_hits: hits("far"),
@@ -148,7 +155,19 @@ impl Counters {
             stale_served: plain("cache_stale_served_total"),
             refreshes: plain("cache_refreshes_total"),
             evicted: [evicted("capacity"), evicted("expired"), evicted("invalidated"), evicted("replaced")],
+            took: [took("hit"), took("miss"), took("error")],
         }
+    }
+
+    /// Records a lookup that went past memory. Hits in memory are not timed: reading a clock twice would cost as
+    /// much as the hit.
+    pub(crate) fn took<V>(&self, landing: &Landing<V>, time: Duration) {
+        let outcome = match landing {
+            Ok(Found { source: Source::Near | Source::Far, .. }) => 0,
+            Ok(_) => 1,
+            Err(_) => 2,
+        };
+        self.took[outcome].record(time);
     }
 
     pub(crate) fn evicted(&self, cause: EvictionCause) -> &Count {

@@ -297,9 +297,8 @@ async fn what_does_not_exist_is_not_served_stale() {
 /// one load, and it ends in the background and is stored.
 #[tokio::test(start_paused = true)]
 async fn a_soft_timeout_serves_stale_and_does_not_break_the_flight() {
-    let options: Options = |domain| {
-        domain.stale_if_error(Duration::from_secs(600)).soft_timeout(Duration::from_millis(100))
-    };
+    let options: Options =
+        |domain| domain.stale_if_error(Duration::from_secs(600)).soft_timeout(Duration::from_millis(100));
     for s in setups(Origin::gated, options) {
         s.origin.commit("k", 1);
         s.origin.release(1);
@@ -322,9 +321,8 @@ async fn a_soft_timeout_serves_stale_and_does_not_break_the_flight() {
 /// SB4: with nothing stale to serve a soft time-out does not apply.
 #[tokio::test(start_paused = true)]
 async fn a_soft_timeout_without_a_stale_value_waits() {
-    let options: Options = |domain| {
-        domain.stale_if_error(Duration::from_secs(600)).soft_timeout(Duration::from_millis(100))
-    };
+    let options: Options =
+        |domain| domain.stale_if_error(Duration::from_secs(600)).soft_timeout(Duration::from_millis(100));
     for s in setups(Origin::gated, options) {
         s.origin.commit("k", 1);
         let (answer, ()) = tokio::join!(s.lookup(), async {
