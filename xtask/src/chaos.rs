@@ -1,5 +1,9 @@
-//! `cargo xtask chaos`: a fleet under faults for as long as you like, checked against what is promised.
+//! `cargo xtask chaos`: a fleet under faults for as long as you like, checked against what is promised; and the
+//! checker checked, on copies of the tree from which a protecting line was removed.
 
+mod mutants;
+
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
@@ -16,6 +20,17 @@ pub(crate) struct Options {
     /// How long.
     #[arg(long, default_value_t = 1.0)]
     minutes: f64,
+    /// Check the checker: run a copy of the tree with this protecting line removed (or with each in turn: `all`), and
+    /// fail unless violations are found.
+    #[arg(long, value_name = "NAME")]
+    mutate: Option<String>,
+}
+
+impl Options {
+    /// What continuous integration runs.
+    pub(crate) fn short() -> Self {
+        Self { seed: None, minutes: 1.0, mutate: None }
+    }
 }
 
 /// Runs the fleet test of `tenant-cache` for longer than the suite does. It ends with a line
@@ -25,8 +40,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
     let seed = options.seed.unwrap_or_else(|| clock() % 1_000_000);
     println!("seed {seed}, {} minutes", options.minutes);
+    match &options.mutate {
+        None => process::run(&mut fleet(&process::root(), seed, options.minutes)),
+        Some(name) => mutants::run(name, seed, options.minutes),
+    }
+}
+
+/// The run, of the tree in a folder.
+fn fleet(tree: &Path, seed: u64, minutes: f64) -> std::process::Command {
     let mut command = cargo();
+    command.current_dir(tree);
     command.args(["test", "--release", "-p", "tenant-cache", "--test", "chaos", "--", "--nocapture"]);
-    command.env("CHAOS_SECONDS", format!("{:.0}", options.minutes * 60.0));
-    process::run(command.env("CHAOS_SEED", seed.to_string()))
+    command.env("CHAOS_SECONDS", format!("{:.0}", minutes * 60.0)).env("CHAOS_SEED", seed.to_string());
+    command
 }

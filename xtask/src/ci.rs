@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::process::{self, cargo, output};
-use crate::{deny, test, tidy};
+use crate::{chaos, deny, test, tidy};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -44,6 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if !options.skip_tests {
         steps.push(step("tests", || test::run(&test::Options::all())));
     }
+    steps.push(step("chaos", || chaos::run(&chaos::Options::short())));
     steps.push(step_that_may_not_run("deny", || deny::run(&deny::Options::default())));
     summary(&steps)
 }

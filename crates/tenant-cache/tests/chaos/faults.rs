@@ -54,6 +54,8 @@ const CHANNEL: &str = "cache:invalidate";
 pub(crate) struct Faults {
     pub(crate) rng: StdRng,
     pub(crate) counts: BTreeMap<&'static str, u32>,
+    /// Subscribers that Redis was seen to drop because they read too slowly.
+    pub(crate) dropped: usize,
 }
 
 impl Faults {
@@ -84,8 +86,10 @@ impl Faults {
             "an instance killed and replaced" => fleet.replace(at).await,
             "a slow subscriber dropped" => {
                 let link = Arc::clone(&fleet.links[at]);
+                let before = subscribers(server);
                 link.set(Direction::ToClient, Gate::Hold);
                 flood(server, 600, 16 * 1_024).await;
+                self.dropped += before.saturating_sub(subscribers(server));
                 self.pause(10..300).await;
                 link.heal().await;
             }
@@ -121,7 +125,8 @@ impl Faults {
             // Counted and never delivered.
             "a message lost" => drop(server.command(&["INCR", "{cache:invalidate}:seq"])),
             "malformed and foreign messages" => {
-                let foreign = ["{", "{\"op\":\"key\"}", "\u{1}", "{\"v\":9,\"op\":\"all\"}", "0:rows:1", "a:b:c:d:e"];
+                let foreign =
+                    ["{", "{\"op\":\"key\"}", "\u{1}", "{\"v\":9,\"op\":\"all\"}", "0:rows:1", "a:b:c:d:e"];
                 for message in foreign {
                     server.command(&["PUBLISH", CHANNEL, message]);
                 }
@@ -170,12 +175,18 @@ async fn break_link(link: &Proxy, kind: &str, seed: u64) {
     link.heal().await;
 }
 
+fn subscribers(server: &RedisServer) -> usize {
+    let list = server.command(&["CLIENT", "LIST", "TYPE", "pubsub"]).text().unwrap_or_default();
+    list.lines().filter(|line| !line.is_empty()).count()
+}
+
 /// Publishes so many messages of so many bytes, as fast as the server takes them.
 async fn flood(server: &RedisServer, messages: usize, bytes: usize) {
     let mut connection = server.connect();
     let flooding = tokio::task::spawn_blocking(move || {
         let pad = "x".repeat(bytes);
-        let message = format!(r#"{{"v":1,"src":"flood","op":"key","domain":"rows","key":"999","pad":"{pad}"}}"#);
+        let message =
+            format!(r#"{{"v":1,"src":"flood","op":"key","domain":"rows","key":"999","pad":"{pad}"}}"#);
         for _ in 0..messages / 100 {
             for _ in 0..100 {
                 connection.send(&["PUBLISH", CHANNEL, &message])?;

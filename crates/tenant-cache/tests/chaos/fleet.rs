@@ -30,11 +30,19 @@ pub(crate) struct Record {
 impl Record {
     /// Decides over everything that was told so far.
     pub(crate) fn check(&self, origin: &Origin) -> Verdict {
-        let read = |((instance, entry, value_of, version), (began, ended)): (&(u32, Entry, Entry, u64), _)| {
-            let committed = origin.committed(*entry, ended);
-            let began = Duration::from_nanos(began);
-            Read { instance: *instance, entry: *entry, value_of: *value_of, version: *version, began, committed }
-        };
+        let read =
+            |((instance, entry, value_of, version), (began, ended)): (&(u32, Entry, Entry, u64), _)| {
+                let committed = origin.committed(*entry, ended);
+                let began = Duration::from_nanos(began);
+                Read {
+                    instance: *instance,
+                    entry: *entry,
+                    value_of: *value_of,
+                    version: *version,
+                    began,
+                    committed,
+                }
+            };
         let reads: Vec<Read> = self.seen.iter().map(|(key, times)| read((key, *times))).collect();
         check(self.acknowledged.clone(), &reads, TRUST_FOR)
     }
@@ -49,8 +57,12 @@ impl Record {
             }
             Line::Acknowledged { committed, at } => {
                 let at = Duration::from_nanos(at);
-                let acknowledged =
-                    committed.into_iter().map(|(entry, version)| Acknowledged { instance, entry, version, at });
+                let acknowledged = committed.into_iter().map(|(entry, version)| Acknowledged {
+                    instance,
+                    entry,
+                    version,
+                    at,
+                });
                 self.acknowledged.extend(acknowledged);
             }
             Line::Refused => self.refused += 1,
@@ -94,7 +106,8 @@ impl Fleet {
             links.push(Arc::new(Proxy::start(redis).await));
         }
         let record = Arc::default();
-        let mut fleet = Self { links, record, origin: Arc::clone(origin), running: Vec::new(), started: 0, seed };
+        let mut fleet =
+            Self { links, record, origin: Arc::clone(origin), running: Vec::new(), started: 0, seed };
         for at in 0..size {
             let instance = fleet.launch(at);
             fleet.running.push(instance);

@@ -78,9 +78,11 @@ fn tell(line: &Line) {
 
 impl Instance {
     fn start() -> Self {
-        let settings = RedisSettings::from_url(&format!("redis://{}", std::env::var(REDIS).unwrap())).unwrap();
+        let settings =
+            RedisSettings::from_url(&format!("redis://{}", std::env::var(REDIS).unwrap())).unwrap();
         let settings = settings.with_response_timeout(Duration::from_millis(200));
-        let policy = BusPolicy::default().with_heartbeat(Duration::from_millis(100)).with_trust_for(TRUST_FOR);
+        let policy =
+            BusPolicy::default().with_heartbeat(Duration::from_millis(100)).with_trust_for(TRUST_FOR);
         let bus = RedisBus::with_policy(RedisLink::lazy(settings).unwrap(), policy);
         let far = Arc::new(RedisCacheService::on(bus.clone(), RedisCacheOptions::default()));
         let caches = Caches::builder().far(far).build().unwrap();
