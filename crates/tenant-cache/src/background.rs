@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cache_core::Tick;
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
@@ -52,11 +53,11 @@ impl<K: CacheKey, V: Send + Sync + 'static> Background<K, V> {
         !joined && self.spawn(flight)
     }
 
-    /// Goes on with a load whose caller has lost patience; `false` when too many go on already.
-    pub(crate) fn adopt(&self, fetch: &Fetch<K, V>, flight: Flight<V>) -> bool {
-        let now = fetch.cache.shared.clock.coarse();
+    /// Goes on with a load whose caller has lost patience, and which began at `began`: it is no younger for having
+    /// been left. `false` when too many go on already.
+    pub(crate) fn adopt(&self, fetch: &Fetch<K, V>, flight: Flight<V>, began: Tick) -> bool {
         let course = || Box::pin(flight) as BoxFuture<'static, Landing<V>>;
-        let flight = self.flights.board_anew(fetch.key.clone(), fetch.ticket.clone(), now, course);
+        let flight = self.flights.board_anew(fetch.key.clone(), fetch.ticket.clone(), began, course);
         self.spawn(flight)
     }
 

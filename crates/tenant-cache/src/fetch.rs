@@ -149,12 +149,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
                 None => work.await,
             };
         };
-        let joined = running.is_some();
+        let (joined, began) = (running.is_some(), self.cache.shared.clock.coarse());
         // It may go on outside of this request, and still works for it.
         let flight = running.unwrap_or_else(|| carry(work).boxed().shared());
         match tokio::time::timeout(limit, flight.clone()).await {
             Ok(landing) => landing,
-            Err(_) if joined || background.adopt(self, flight.clone()) => instead(),
+            Err(_) if joined || background.adopt(self, flight.clone(), began) => instead(),
             // Too much goes on in the background already.
             Err(_) => flight.await,
         }
