@@ -251,6 +251,35 @@ async fn nothing_old_is_kept_when_the_load_is_a_background_one() {
     }
 }
 
+/// SE6, SE9: who comes after the invalidation does not join the load that goes on in the background.
+#[tokio::test]
+async fn who_comes_after_an_invalidation_joins_no_background_load() {
+    for behind in Behind::ALL {
+        for at in [0, 1] {
+            let fleet = behind.fleet();
+            let reader = &fleet.nodes[0];
+            fleet.origin.commit("k", OLD);
+            fleet.warm(reader).await;
+            if !matches!(behind, Behind::HardTimeout) {
+                assert_eq!(fleet.read(reader).await.0, Some(OLD));
+                fleet.hand.advance(behind.age());
+            }
+            let _ = soon(of("acme", reader.cache.get(&key()))).await;
+            fleet.origin.at_gate(1).await;
+            fleet.origin.commit("k", NEW);
+            Event::Invalidate.happen(&fleet.nodes[at]).await;
+            let late = reader.begin();
+            // A load of its own, beside the old one.
+            fleet.origin.at_gate(2).await;
+            fleet.origin.release(2);
+            let late = soon(late).await.unwrap();
+            // Its own patience may be over before its load is.
+            assert!(late == Some(NEW) || late.is_none(), "{behind:?} at node {at}: {late:?}");
+            fleet.old_is_nowhere(&format!("a late reader behind {behind:?}")).await;
+        }
+    }
+}
+
 /// Waits until a load of the node has offered its value to the far tier, and then to memory.
 async fn landed(node: &Node, fills_before: u64) {
     let offered = async {
