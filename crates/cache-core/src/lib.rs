@@ -14,7 +14,8 @@
 //! | whose data it is | [`scope`]: [`TenantId`], [`UserId`], [`Scope`] · [`context`]: [`RequestContext`] |
 //! | what a key looks like | [`key`] |
 //! | how long it lives | [`ttl`]: [`Ttl`] · [`clock`]: [`Clock`] |
-//! | values to bytes | [`codec`]: [`Codec`], [`Json`] |
+//! | values to bytes | [`codec`]: [`Codec`], [`Json`] · `postcard` (feature `postcard`) |
+//! | entries that the store cannot read | [`seal`]: [`Sealer`] |
 //! | what can go wrong | [`error`]: [`CacheError`], [`BackendError`] |
 //! | mocks for your tests | `mock` (feature `mock`) |
 //!
@@ -31,10 +32,13 @@ pub mod key;
 pub mod lock;
 #[cfg(feature = "mock")]
 pub mod mock;
+#[cfg(feature = "postcard")]
+pub mod postcard;
 pub mod prelude;
 pub mod presence;
 pub mod rate_limit;
 pub mod scope;
+pub mod seal;
 pub mod ttl;
 
 pub use bus::{BusState, FlushReason, Invalidation, InvalidationBus, InvalidationSink, Subscription, Trust};
@@ -45,7 +49,10 @@ pub use concurrency::ConcurrencyService;
 pub use context::RequestContext;
 pub use error::{BackendError, BackendErrorKind, CacheError, KeyError, LoadError};
 pub use lock::{FencingToken, HeldLock, LockError, LockGuard, LockOptions, Locks, LocksExt};
+#[cfg(feature = "postcard")]
+pub use postcard::Postcard;
 pub use presence::{Member, Presence, PresenceError, PresenceOptions, Present};
 pub use rate_limit::{Algorithm, Decision, OnUnavailable, Quota, RateLimitError, RateLimited, RateLimits};
 pub use scope::{IdError, Scope, TenantId, UserId};
+pub use seal::{SealFailure, Sealer};
 pub use ttl::Ttl;

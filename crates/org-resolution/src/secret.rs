@@ -19,6 +19,8 @@ use zeroize::Zeroizing;
 
 use crate::org::OrgId;
 
+mod cache;
+
 const VERSION: u8 = 1;
 const HEADER: usize = 1 + 4;
 const NONCE: usize = 24;

@@ -9,7 +9,7 @@ use cache_core::RequestContext;
 use tokio::task_local;
 
 task_local! {
-    static CURRENT: Arc<RequestContext>;
+    static CURRENT: Option<Arc<RequestContext>>;
 }
 
 /// How a [`RequestContext`] travels with a task.
@@ -33,13 +33,13 @@ pub trait RequestScope: Sized {
     where
         Self: Into<Arc<RequestContext>>,
     {
-        CURRENT.scope(self.into(), work)
+        CURRENT.scope(Some(self.into()), work)
     }
 
     /// The request the running task works for, if any.
     #[must_use]
     fn current() -> Option<Arc<RequestContext>> {
-        CURRENT.try_with(Arc::clone).ok()
+        CURRENT.try_with(Option::clone).ok().flatten()
     }
 }
 
@@ -64,10 +64,15 @@ pub fn carry<F: Future>(work: F) -> impl Future<Output = F::Output> {
     }
 }
 
+/// Runs a future as part of no request: what it makes is for everybody.
+pub(crate) fn outside<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    CURRENT.scope(None, work)
+}
+
 /// Looks at the current request without cloning it.
 pub(crate) fn with_current<R>(look: impl FnOnce(Option<&RequestContext>) -> R) -> R {
     let mut look = Some(look);
-    let seen = CURRENT.try_with(|context| look.take().map(|look| look(Some(context))));
+    let seen = CURRENT.try_with(|context| look.take().map(|look| look(context.as_deref())));
     match (seen, look) {
         (Ok(Some(result)), _) => result,
         (_, Some(look)) => look(None),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cache_core::error::SharedSource;
-use cache_core::{CacheError, Codec, Json, LoadError, Scope};
+use cache_core::{CacheError, Codec, Json, LoadError, Scope, Sealer};
 use futures_util::FutureExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -26,8 +26,9 @@ use crate::load::{FallbackFn, LoadFn, Loader, Resilience, Retry, load_fn};
 use crate::loaded::{LoadRequest, Loaded};
 use crate::near::NearTier;
 use crate::policy::{Mode, NegativeTier, Policy};
-use crate::registry::{Caches, Definition};
+use crate::registry::{Caches, Definition, SealerId};
 use crate::stats::Counters;
+use crate::wrap::Wrapping;
 
 /// Defines a cache; begun by [`Caches::domain`], ended by [`load`](Self::load).
 ///
@@ -38,6 +39,7 @@ pub struct DomainBuilder<K, V> {
     name: Arc<str>,
     policy: Policy,
     codec: Option<Arc<dyn Codec<V>>>,
+    sealer: Option<Arc<dyn Sealer>>,
     life_by: Option<LifeBy<K, V>>,
     tags_by: Option<TagsBy<K>>,
     resilience: Resilience,
@@ -63,6 +65,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
             name: name.into(),
             policy,
             codec: None,
+            sealer: None,
             life_by: None,
             tags_by: None,
             resilience: Resilience::default(),
@@ -277,6 +280,23 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         self
     }
 
+    /// Compresses (LZ4) what is longer than so many bytes in the far tier, where that makes it shorter. Default:
+    /// not. Instances with and without it read each other's entries.
+    pub fn compress_over(mut self, bytes: usize) -> Self {
+        self.policy.compress_over = Some(bytes);
+        self
+    }
+
+    /// Seals entries in the far tier: whoever reads the store sees no value, and whoever writes to it can neither
+    /// change nor move one, nor prolong its life. Entries that are not sealed, or do not open, are counted misses
+    /// (`damaged`) and replaced. Keys, tags, times and lengths stay readable. Default: not.
+    ///
+    /// All definitions of a domain must use the same `Arc`.
+    pub fn seal(mut self, sealer: Arc<dyn Sealer>) -> Self {
+        self.sealer = Some(sealer);
+        self
+    }
+
     /// Ends the definition with the loader: what asks the origin for a key. `Ok(None)` is "there is no such
     /// thing"; errors are not cached. It runs in the request context of the caller that started it.
     ///
@@ -356,8 +376,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
     ) -> Result<TenantCache<K, V>, CacheError> {
         self.policy.validate(&self.name)?;
         self.made_of.push(TypeId::of::<F>());
-        let definition =
-            Definition { policy: self.policy.clone(), made_of: std::mem::take(&mut self.made_of) };
+        let definition = Definition {
+            policy: self.policy.clone(),
+            codec: format!("{codec:?}"),
+            sealer: SealerId(self.sealer.as_ref().map(Arc::downgrade)),
+            made_of: std::mem::take(&mut self.made_of),
+        };
         let (shared, name) = (Arc::clone(&self.caches.shared), Arc::clone(&self.name));
         let inner = shared.define(&name, definition, || self.make(load, may_tag, codec))?;
         Ok(TenantCache { inner })
@@ -380,6 +404,11 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
             clock: shared.clock.clone(),
             generations: Arc::clone(&shared.generations),
             counters: Arc::clone(&counters),
+            wrapping: Wrapping {
+                compress_over: self.policy.compress_over,
+                max_bytes: self.policy.max_value_bytes,
+                sealer: self.sealer.clone(),
+            },
         });
         let (resilience, fallback, bulk) = (self.resilience, self.fallback, self.bulk);
         Ok(Inner {

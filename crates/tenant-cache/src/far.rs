@@ -9,10 +9,11 @@ use cache_core::key::MAX_KEY_BYTES;
 use cache_core::{CacheError, CacheService, Claim, Clock, Lookup, Stamp, Trust, Ttl};
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::frame::Frame;
+use crate::frame::{Frame, Stored};
 use crate::generation::{self, Chain, Generations};
 use crate::life::{Left, Life};
 use crate::stats::Counters;
+use crate::wrap::Wrapping;
 
 /// A shared store, and how far it may be believed.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(crate) struct FarTier {
     pub(crate) clock: Clock,
     pub(crate) generations: Arc<Generations>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) wrapping: Wrapping,
 }
 
 /// The entry that is asked for.
@@ -171,14 +173,21 @@ impl FarTier {
         }
     }
 
-    /// The entry to store under `key`.
-    pub(crate) fn frame(&self, key: &str, payload: Option<Bytes>, stamps: Stamps, life: Life) -> Bytes {
+    /// The entry to store under a key.
+    pub(crate) fn frame(
+        &self,
+        asked: Asked<'_>,
+        payload: Option<Bytes>,
+        stamps: Stamps,
+        life: Life,
+    ) -> Result<Bytes, CacheError> {
         let born_ms = self.server_ms();
         let after =
             |life: Duration| born_ms.saturating_add(u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
         let (hard_ms, soft_ms) = (after(life.whole()), after(life.fresh));
         let Stamps { numbers, tags } = stamps;
-        Frame { hard_ms, soft_ms, born_ms, generations: numbers, tags, payload }.encode(key)
+        let frame = Frame { hard_ms, soft_ms, born_ms, generations: numbers, tags, payload };
+        self.wrapping.write(asked, &frame)
     }
 
     /// Stores while the claim stands.
@@ -220,16 +229,21 @@ impl FarTier {
         numbers: &mut Vec<u64>,
     ) -> Result<Held, CacheError> {
         let stamp = Stamp::of(bytes);
-        let frame = match Frame::decode(asked.text, bytes) {
-            Ok(frame) => frame,
+        let now = self.server_ms();
+        let opened = Stored::read(asked.text, bytes).and_then(|stored| {
+            let Frame { born_ms, soft_ms, hard_ms, .. } = stored.frame;
+            // What is dead anyway need not be opened; nothing else of a header is believed before that.
+            let left = Left::at(now, born_ms, soft_ms, hard_ms);
+            left.map(|left| Ok((self.wrapping.read(asked, stored)?, left))).transpose()
+        });
+        let (frame, left) = match opened {
+            Ok(Some(alive)) => alive,
+            Ok(None) => return Ok(Held::Dead(stamp)),
             Err(error) => {
                 self.counters.damaged.one();
                 tracing::warn!(reason = ?error, "a stored entry is not readable and will be replaced");
                 return Ok(Held::Dead(stamp));
             }
-        };
-        let Some(left) = Left::at(self.server_ms(), frame.born_ms, frame.soft_ms, frame.hard_ms) else {
-            return Ok(Held::Dead(stamp));
         };
         if frame.generations != *numbers {
             *numbers = self.ask_numbers(asked.chain).await?;

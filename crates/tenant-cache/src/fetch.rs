@@ -283,14 +283,14 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         life: Life,
     ) -> Result<bool, CacheError> {
         let payload = value.map(|value| self.cache.codec.encode(value)).transpose()?;
-        far.fill(&self.text, claim, far.frame(&self.text, payload, stamps, life), life).await
+        far.fill(&self.text, claim, far.frame(self.asked(), payload, stamps, life)?, life).await
     }
 
     /// Stores a value over whatever the far tier holds.
     pub(crate) async fn store(&self, far: &FarTier, value: &V, life: Life) -> Result<(), CacheError> {
         let payload = self.cache.codec.encode(value)?;
         let (_, numbers) = far.read(self.asked()).await?;
-        let frame = far.frame(&self.text, Some(payload), Stamps { numbers, tags: Vec::new() }, life);
+        let frame = far.frame(self.asked(), Some(payload), Stamps { numbers, tags: Vec::new() }, life)?;
         far.service.set_bytes(&self.text, frame, Ttl::For(life.whole())).await
     }
 

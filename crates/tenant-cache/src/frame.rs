@@ -3,8 +3,11 @@
 //! ```text
 //! value   01 ‖ write_id[16] ‖ key_tag[8] ‖ hard_ms[8] ‖ soft_ms[8] ‖ born_ms[8] ‖ n[1] ‖ generation[8]×n ‖ payload
 //! absent  02 ‖ …the same header, no payload
-//! tagged  1x ‖ …the same header ‖ m[1] ‖ (length[2] ‖ tag ‖ generation[8])×m ‖ payload
+//! tagged  +10 ‖ …the same header ‖ m[1] ‖ (length[2] ‖ tag ‖ generation[8])×m ‖ payload
+//! packed  +20: the payload is compressed      sealed  +40: the payload, or nothing for absent, is sealed
 //! ```
+//! What packing and sealing make of a payload is in `wrap`.
+//!
 //! Numbers are big-endian. `write_id` is random per write: what a refresh compares before it replaces.
 //! `key_tag` is a hash of the full key: a reply that a desynchronised connection hands to the wrong caller,
 //! or a value that was moved, is a miss and not somebody else's data. `hard_ms` is when the entry is dead,
@@ -13,12 +16,17 @@
 //! named.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
+use cache_core::SealFailure;
 use xxhash_rust::xxh3::xxh3_64;
 
 const VALUE: u8 = 1;
 const ABSENT: u8 = 2;
 /// Added to the kind: the loader named tags.
 const TAGGED: u8 = 0x10;
+/// Added to the kind: the payload is compressed.
+const PACKED: u8 = 0x20;
+/// Added to the kind: the payload is sealed.
+const SEALED: u8 = 0x40;
 const FIXED: usize = 1 + 16 + 8 + 8 + 8 + 8 + 1;
 
 /// The most generations an entry can depend on.
@@ -37,6 +45,25 @@ pub(crate) struct Frame {
     pub(crate) payload: Option<Bytes>,
 }
 
+/// What was done to a payload before it was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Form {
+    pub(crate) packed: bool,
+    pub(crate) sealed: bool,
+}
+
+/// An entry whose payload was not looked at yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored {
+    /// Without its payload.
+    pub(crate) frame: Frame,
+    pub(crate) absent: bool,
+    pub(crate) form: Form,
+    /// Everything in front of the body, as it was read.
+    pub(crate) header: Bytes,
+    pub(crate) body: Bytes,
+}
+
 /// Why stored bytes are not an entry of this key. Each is a miss that is counted and replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FrameError {
@@ -44,15 +71,22 @@ pub(crate) enum FrameError {
     Malformed,
     /// Written for another key.
     ForeignKey,
+    /// Larger than this cache's values may be.
+    TooLarge,
+    /// Not sealed, in a cache that seals; or the other way about.
+    OtherForm,
+    /// It is sealed and does not open.
+    Sealed(SealFailure),
 }
 
 impl Frame {
-    /// The bytes to store under `key`, with a fresh write id.
-    pub(crate) fn encode(&self, key: &str) -> Bytes {
-        let payload = self.payload.as_deref().unwrap_or_default();
-        let mut out = BytesMut::with_capacity(FIXED + 8 * self.generations.len() + payload.len());
+    /// The header to store under `key`, with a fresh write id; the body comes behind it.
+    pub(crate) fn header(&self, key: &str, form: Form, body: usize) -> BytesMut {
+        let mut out = BytesMut::with_capacity(FIXED + 8 * self.generations.len() + body);
         let kind = if self.payload.is_some() { VALUE } else { ABSENT };
-        out.put_u8(if self.tags.is_empty() { kind } else { kind | TAGGED });
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        let tagged = flag(!self.tags.is_empty(), TAGGED);
+        out.put_u8(kind | tagged | flag(form.packed, PACKED) | flag(form.sealed, SEALED));
         out.put_u128(rand::random());
         out.put_u64(xxh3_64(key.as_bytes()));
         out.put_u64(self.hard_ms);
@@ -70,22 +104,24 @@ impl Frame {
                 out.put_u64(*generation);
             }
         }
-        out.put_slice(payload);
-        out.freeze()
+        out
     }
+}
 
-    /// Reads what [`encode`](Self::encode) wrote for the same key.
-    pub(crate) fn decode(key: &str, bytes: &Bytes) -> Result<Self, FrameError> {
-        let (tag, frame) = read(bytes.clone()).map_err(|_| FrameError::Malformed)?;
-        if tag == xxh3_64(key.as_bytes()) { Ok(frame) } else { Err(FrameError::ForeignKey) }
+impl Stored {
+    /// Reads an entry that was written for the same key.
+    pub(crate) fn read(key: &str, bytes: &Bytes) -> Result<Self, FrameError> {
+        let (tag, stored) = read(bytes.clone()).map_err(|_| FrameError::Malformed)?;
+        if tag == xxh3_64(key.as_bytes()) { Ok(stored) } else { Err(FrameError::ForeignKey) }
     }
 }
 
 /// An entry, and the hash of the key it was written for.
-fn read(mut bytes: Bytes) -> Result<(u64, Frame), TryGetError> {
+fn read(mut bytes: Bytes) -> Result<(u64, Stored), TryGetError> {
+    let whole = bytes.clone();
     let refused = || TryGetError { requested: FIXED, available: 0 };
     let first = bytes.try_get_u8()?;
-    let (kind, tagged) = (first & !TAGGED, first & TAGGED != 0);
+    let (kind, tagged) = (first & !(TAGGED | PACKED | SEALED), first & TAGGED != 0);
     if !matches!(kind, VALUE | ABSENT) {
         return Err(refused());
     }
@@ -104,14 +140,30 @@ fn read(mut bytes: Bytes) -> Result<(u64, Frame), TryGetError> {
         let text = std::str::from_utf8(&text).map_err(|_| refused())?;
         tags.push((text.into(), bytes.try_get_u64()?));
     }
-    let payload = (kind == VALUE).then_some(bytes);
-    Ok((tag, Frame { hard_ms, soft_ms, born_ms, generations, tags, payload }))
+    let frame = Frame { hard_ms, soft_ms, born_ms, generations, tags, payload: None };
+    let form = Form { packed: first & PACKED != 0, sealed: first & SEALED != 0 };
+    let header = whole.slice(..whole.len() - bytes.len());
+    Ok((tag, Stored { frame, absent: kind == ABSENT, form, header, body: bytes }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    impl Frame {
+        /// The plain form.
+        fn encode(&self, key: &str) -> Bytes {
+            let mut out = self.header(key, Form::default(), 0);
+            out.put_slice(self.payload.as_deref().unwrap_or_default());
+            out.freeze()
+        }
+
+        fn decode(key: &str, bytes: &Bytes) -> Result<Self, FrameError> {
+            let stored = Stored::read(key, bytes)?;
+            Ok(Self { payload: (!stored.absent).then_some(stored.body), ..stored.frame })
+        }
+    }
 
     fn frame() -> impl Strategy<Value = Frame> {
         let payload = proptest::option::of(any::<Vec<u8>>().prop_map(Bytes::from));

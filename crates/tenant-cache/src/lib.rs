@@ -12,10 +12,11 @@
 //! | whose request is running | [`RequestScope`], [`ambient`] |
 //! | what can be a key | [`CacheKey`] |
 //! | hearing of changes | [`TenantCache::changes`], [`TenantCache::on_change`], [`Change`] |
+//! | one value, computed once per life | [`memo()`], [`Memo`] |
 //! | what a cache has done | [`Stats`] |
 //!
 //! Inside, in the order in which a lookup meets them: `near` (memory, tickets) → `flight` (one load for all) →
-//! `fetch` (the course of a miss) → `far` (leases) with `frame` (what is stored) and `generation` (groups) →
+//! `fetch` (the course of a miss) → `far` (leases) with `frame` and `wrap` (what is stored) and `generation` (groups) →
 //! `load` (the loader); `coherence` is what messages of other instances do here, `pending` what is repeated.
 
 pub mod ambient;
@@ -42,6 +43,7 @@ mod life;
 mod load;
 mod loaded;
 mod local_bus;
+pub mod memo;
 mod near;
 mod pending;
 mod policy;
@@ -51,6 +53,7 @@ mod stats;
 mod store;
 mod sync;
 mod tags;
+mod wrap;
 
 pub use ambient::RequestScope;
 pub use answer::{Found, MAX_TAGS, Source};
@@ -61,6 +64,7 @@ pub use key::CacheKey;
 pub use labels::TenantLabels;
 pub use load::Retry;
 pub use loaded::{LoadRequest, Loaded};
+pub use memo::{Memo, memo};
 pub use policy::{Mode, NegativeTier, Policy};
 pub use registry::{Caches, CachesBuilder};
 pub use stats::Stats;

@@ -71,6 +71,12 @@ pub struct Policy {
     /// The share of the near tier that one tenant can fill: over 0, up to 1. Default: none, one tenant can
     /// evict all others.
     pub tenant_share: Option<f64>,
+    /// Compresses what is longer than so many bytes in the far tier. Default: nothing. Entries written with and
+    /// without it are read alike.
+    pub compress_over: Option<usize>,
+    /// The longest encoded value, in bytes, that is stored in or taken from the far tier; a longer one is loaded
+    /// each time. Default 8 MiB.
+    pub max_value_bytes: usize,
     /// How long a lease outlives a crashed loader; renewed at a third while loading. Default 3 s.
     pub lease_for: Duration,
     /// How long to wait for another instance's load before loading without storing. Default 1 s.
@@ -99,6 +105,8 @@ impl Default for Policy {
             soft_timeout: None,
             hard_timeout: None,
             tenant_share: None,
+            compress_over: None,
+            max_value_bytes: 8 << 20,
             lease_for: Duration::from_secs(3),
             lease_wait: Duration::from_secs(1),
             join_within: Duration::from_secs(3),
@@ -129,6 +137,9 @@ impl Policy {
         }
         if !(0.0..=1.0).contains(&self.jitter) {
             return refuse("`jitter` is not between 0 and 1");
+        }
+        if self.max_value_bytes == 0 {
+            return refuse("`max_value_bytes` is zero: nothing could be stored");
         }
         if self.lease_for < Self::MIN_LEASE {
             return refuse("`lease_for` is under 30 ms");
@@ -205,6 +216,7 @@ mod tests {
             (Policy { ttl: Duration::ZERO, ..Policy::default() }, "`ttl`"),
             (Policy { jitter: 1.5, ..Policy::default() }, "`jitter`"),
             (Policy { jitter: f64::NAN, ..Policy::default() }, "`jitter`"),
+            (Policy { max_value_bytes: 0, ..Policy::default() }, "`max_value_bytes`"),
             (Policy { lease_for: Duration::ZERO, ..Policy::default() }, "`lease_for`"),
             (Policy { refresh_ahead: Some(1.0), ..Policy::default() }, "`refresh_ahead`"),
             (Policy { refresh_ahead: Some(0.0), ..Policy::default() }, "`refresh_ahead`"),

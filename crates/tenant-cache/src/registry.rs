@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use cache_core::key::{Owner, validate, validate_domain};
 use cache_core::{
-    CacheError, CacheService, Clock, Invalidation, InvalidationBus, Subscription, TenantId, Trust,
+    CacheError, CacheService, Clock, Invalidation, InvalidationBus, Sealer, Subscription, TenantId, Trust,
 };
 use parking_lot::RwLock;
 
@@ -317,8 +317,24 @@ impl CachesBuilder {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Definition {
     pub(crate) policy: Policy,
+    /// What the codec says of itself, its version included.
+    pub(crate) codec: String,
+    pub(crate) sealer: SealerId,
     /// The types and closures it was made with.
     pub(crate) made_of: Vec<std::any::TypeId>,
+}
+
+/// Which sealer it is. Weak: a definition outlives its cache, and must not keep keys in memory.
+#[derive(Debug, Clone)]
+pub(crate) struct SealerId(pub(crate) Option<Weak<dyn Sealer>>);
+
+impl PartialEq for SealerId {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(this), Some(other)) => std::ptr::addr_eq(this.as_ptr(), other.as_ptr()),
+            (this, other) => this.is_none() && other.is_none(),
+        }
+    }
 }
 
 /// The caches by domain. Weak: a cache keeps the registry's parts alive, and must not keep itself.
