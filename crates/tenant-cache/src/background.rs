@@ -80,5 +80,6 @@ fn boarding<'a, K: CacheKey, V: Send + Sync + 'static>(
     stands: &'a dyn Fn(&crate::near::Ticket) -> bool,
 ) -> Boarding<'a> {
     let now = fetch.cache.shared.clock.coarse();
-    Boarding { now, join_within: fetch.cache.policy.join_within, stands }
+    // Half, because who joins may be joined in turn: both together stay within the bound.
+    Boarding { now, join_within: fetch.cache.policy.join_within / 2, stands }
 }

@@ -345,7 +345,10 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
         let now = inner.shared.clock.now();
         let (flight, joined) = {
             let stands = |ticket: &Ticket| !anew && inner.near.stands(ticket);
-            let boarding = Boarding { now, join_within: inner.policy.join_within, stands: &stands };
+            // Without trust its ticket says nothing, and it may itself have joined a load in the background.
+            let trusted = inner.shared.trust.near(now);
+            let join_within = inner.policy.join_within / if trusted { 1 } else { 2 };
+            let boarding = Boarding { now, join_within, stands: &stands };
             inner.flights.board(near_key, ticket, &boarding, course)
         };
         let landing = flight.await;

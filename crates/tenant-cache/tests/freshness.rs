@@ -116,7 +116,7 @@ async fn a_hundred_stale_hits_begin_one_refresh() {
         s.origin.commit("k", 1);
         s.origin.release(1);
         s.lookup().await;
-        s.secs(88);
+        s.secs(89);
         for _ in 0..100 {
             assert_eq!(s.lookup().await, (Some(1), true), "{}", s.name);
             tokio::task::yield_now().await;
@@ -124,7 +124,7 @@ async fn a_hundred_stale_hits_begin_one_refresh() {
         s.origin.at_gate(1).await;
         assert_eq!(s.origin.loads(), 2, "{}", s.name);
         // Too old to be served by now, and the refresh is still on its way.
-        s.secs(2);
+        s.secs(1);
         let waits = {
             let cache = s.cache.clone();
             tokio::spawn(async move { of("acme", async { cache.lookup(&key()).await }).await })

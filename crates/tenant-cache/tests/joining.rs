@@ -93,3 +93,29 @@ async fn a_load_left_to_the_background_does_not_grow_young() {
     origin.release(2);
     assert_eq!(plain(second.await.unwrap().unwrap()), Some(NEW));
 }
+
+/// SE6, P2: who joined a load in the background is joined in turn: both together reach back no further than the bound.
+#[tokio::test]
+async fn who_joined_a_load_is_not_joined_beyond_the_bound() {
+    let (hand, origin) = (ManualClock::new(), Origin::gated());
+    let caches = Caches::builder().bus(deaf()).clock(hand.clock()).build().unwrap();
+    let cache = versions_with(&caches, &origin, |domain| domain.hard_timeout(Duration::from_millis(300)));
+    let read = || {
+        let cache = cache.clone();
+        tokio::spawn(async move { of("acme", cache.get(&key())).await })
+    };
+    origin.commit("k", OLD);
+    read().await.unwrap().unwrap_err();
+    origin.at_gate(1).await;
+    origin.commit("k", NEW);
+    hand.advance(Duration::from_millis(1_400));
+    let second = read();
+    // One turn: it looks round, joins the load in the background, and waits.
+    tokio::task::yield_now().await;
+    hand.advance(Duration::from_millis(1_700));
+    let third = read();
+    origin.at_gate(2).await;
+    origin.release(2);
+    assert_eq!(plain(third.await.unwrap().unwrap()), Some(NEW), "3.1 s after the first load began");
+    drop(second.await);
+}
