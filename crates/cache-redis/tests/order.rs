@@ -84,6 +84,30 @@ mod redis {
         }
     }
 
+    /// P6: beats that come back do not bring trust back as long as something that failed is not announced: the far tier
+    /// may still hold the old value.
+    #[tokio::test]
+    async fn beats_bring_no_trust_while_something_is_to_be_announced() {
+        let server = RedisServer::start();
+        let instance = Instance::start(&server).await;
+        // The sequence cannot be counted, and beats go on.
+        server.command(&["ACL", "SETUSER", "default", "-incr"]);
+        instance.cache().invalidate("acme:d:1").await.expect_err("the script fails");
+        let (mut beats, mut last) = (0, instance.bus.state().lag);
+        until("ten beats", || {
+            assert!(!instance.trusted(), "after {beats} beats");
+            let lag = instance.bus.state().lag;
+            beats += usize::from(lag != last);
+            last = lag;
+            beats == 10
+        })
+        .await;
+        assert_eq!(instance.bus.state().pending, 1);
+        server.command(&["ACL", "SETUSER", "default", "+incr"]);
+        until("the repetition", || instance.bus.state().pending == 0).await;
+        until("trust", || instance.trusted()).await;
+    }
+
     /// SD10: deployments with prefixes of their own share a server and hear nothing of each other.
     #[tokio::test]
     async fn deployments_on_one_server_do_not_hear_each_other() {
