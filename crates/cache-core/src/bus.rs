@@ -111,6 +111,12 @@ pub trait InvalidationBus: fmt::Debug + Send + Sync {
 
     /// What the bus has seen, for health and metrics.
     fn state(&self) -> BusState;
+
+    /// For how long after an announcement a process that did not hear it may act as if nothing had happened: the
+    /// staleness bound. `None` (the default) for a bus that loses no messages, or does not say.
+    fn staleness_bound(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Until when what is in memory may be served.

@@ -34,6 +34,7 @@ use cache_core::{
     BusState, CacheError, Clock, Invalidation, InvalidationBus, InvalidationSink, Subscription, Tick, Trust,
 };
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use uuid::Uuid;
 
@@ -103,6 +104,8 @@ pub(crate) struct Shared {
     wakes: Wakes,
     trust: Arc<Trust>,
     pending: Mutex<Pending>,
+    /// A beat came back while something was pending.
+    reachable: Arc<Notify>,
     /// Numbers the beats of all subscriptions: a late echo must not be taken for that of a newer beat.
     beats: AtomicU64,
     counts: Counts,
@@ -157,6 +160,7 @@ impl RedisBus {
             wakes: Wakes::default(),
             trust: Arc::new(trust),
             pending: Mutex::default(),
+            reachable: Arc::default(),
             beats: AtomicU64::new(0),
             counts: Counts::default(),
             tasks: Mutex::default(),
@@ -249,6 +253,10 @@ impl InvalidationBus for RedisBus {
 
     fn trust(&self) -> Arc<Trust> {
         Arc::clone(&self.0.trust)
+    }
+
+    fn staleness_bound(&self) -> Option<Duration> {
+        Some(self.0.policy.trust_for)
     }
 
     fn state(&self) -> BusState {

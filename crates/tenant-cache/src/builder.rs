@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cache_core::clock::COARSE_LAG;
 use cache_core::error::SharedSource;
 use cache_core::{CacheError, Codec, Json, LoadError, Scope, Sealer};
 use futures_util::FutureExt;
@@ -388,12 +389,16 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
     }
 
     fn make(
-        self,
+        mut self,
         load: Box<LoadFn<K, V>>,
         may_tag: bool,
         codec: Arc<dyn Codec<V>>,
     ) -> Result<Inner<K, V>, CacheError> {
         let shared = &self.caches.shared;
+        if let Some(bound) = shared.bus.staleness_bound() {
+            // A flight's age is read from the coarse clock.
+            self.policy.join_within = self.policy.join_within.min(bound.saturating_sub(COARSE_LAG));
+        }
         let meters = Meters::new(&self.name, &shared.labels);
         let counters = Arc::new(Counters::new(&self.name, meters.is_some()));
         let wide = [shared.generations.all(), shared.generations.domain(None, &self.name)];

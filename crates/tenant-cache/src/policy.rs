@@ -81,8 +81,9 @@ pub struct Policy {
     pub lease_for: Duration,
     /// How long to wait for another instance's load before loading without storing. Default 1 s.
     pub lease_wait: Duration,
-    /// How old a running load may be and still be joined. Default 3 s, the staleness bound of the bus: under
-    /// lost messages a reader could otherwise be handed an answer from before an invalidation.
+    /// How old a running load may be and still be joined: 3 s, or less where the bus has a shorter
+    /// [bound](cache_core::InvalidationBus::staleness_bound). Under lost messages a reader could otherwise be handed
+    /// an answer from before an invalidation.
     pub join_within: Duration,
 }
 

@@ -20,6 +20,7 @@ use tenant_cache::Caches;
 struct Deaf {
     sinks: Sinks,
     trust: Arc<Trust>,
+    bound: Option<Duration>,
 }
 
 #[async_trait]
@@ -40,12 +41,16 @@ impl InvalidationBus for Deaf {
     fn state(&self) -> BusState {
         BusState::default()
     }
+
+    fn staleness_bound(&self) -> Option<Duration> {
+        self.bound
+    }
 }
 
 fn deaf() -> Arc<Deaf> {
     let trust = Trust::none();
     trust.extend_far(Tick::NEVER);
-    Arc::new(Deaf { sinks: Sinks::default(), trust: Arc::new(trust) })
+    Arc::new(Deaf { sinks: Sinks::default(), trust: Arc::new(trust), bound: None })
 }
 
 /// PROTOCOLS 3, P2: a load that is older than the bound is not joined: what it brings may have been changed by somebody
@@ -65,6 +70,28 @@ async fn a_load_older_than_the_bound_is_not_joined() {
     // Somebody else changes the row, and nobody hears of it.
     origin.commit("k", NEW);
     hand.advance(Duration::from_millis(3_001));
+    let second = read();
+    origin.at_gate(2).await;
+    origin.release(2);
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), (Some(OLD), Some(NEW)));
+}
+
+/// P2: the bound is the bus's: where it is shorter than the default, loads are joined for less long.
+#[tokio::test]
+async fn the_bus_says_how_old_a_joined_load_may_be() {
+    let (hand, origin) = (ManualClock::new(), Origin::gated());
+    let bus = Deaf { bound: Some(Duration::from_millis(600)), ..Arc::into_inner(deaf()).unwrap() };
+    let caches = Caches::builder().bus(Arc::new(bus)).clock(hand.clock()).build().unwrap();
+    let cache = versions_with(&caches, &origin, |domain| domain);
+    let read = || {
+        let cache = cache.clone();
+        tokio::spawn(async move { plain(of("acme", cache.get(&key())).await.unwrap()) })
+    };
+    origin.commit("k", OLD);
+    let first = read();
+    origin.at_gate(1).await;
+    origin.commit("k", NEW);
+    hand.advance(Duration::from_millis(600));
     let second = read();
     origin.at_gate(2).await;
     origin.release(2);

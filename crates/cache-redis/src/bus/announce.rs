@@ -91,7 +91,7 @@ impl Shared {
             && !self.closed.load(Ordering::Acquire)
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            let repeater = runtime.spawn(pending::repeat(Arc::downgrade(self)));
+            let repeater = runtime.spawn(pending::repeat(Arc::downgrade(self), Arc::clone(&self.reachable)));
             self.tasks.lock().repeater = Some(repeater.abort_handle());
         }
     }

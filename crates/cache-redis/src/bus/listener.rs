@@ -184,6 +184,7 @@ impl Shared {
         histogram!("cache_bus_lag_seconds").record(lag.as_secs_f64());
         if self.pending.lock().len() > 0 {
             // What failed to be announced must be out first.
+            self.reachable.notify_one();
             machine.revoked();
             return;
         }

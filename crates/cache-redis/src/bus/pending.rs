@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use backon::BackoffBuilder;
 use cache_core::Invalidation;
+use tokio::sync::Notify;
 
 use super::Shared;
 use super::announce::Announcement;
@@ -129,7 +130,10 @@ impl Pending {
 }
 
 /// Repeats what is pending until nothing is, then ends. Ends too when the bus is gone.
-pub(super) async fn repeat(bus: Weak<Shared>) {
+///
+/// A beat that came back cuts a pause short: memory is not trusted until all is out, and a pause that grew long in an
+/// outage must not make the outage longer.
+pub(super) async fn repeat(bus: Weak<Shared>, reachable: Arc<Notify>) {
     let pauses = || {
         backon::ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(100))
@@ -140,7 +144,11 @@ pub(super) async fn repeat(bus: Weak<Shared>) {
     };
     let mut pause = pauses();
     loop {
-        tokio::time::sleep(pause.next().unwrap_or(Duration::from_secs(5))).await;
+        let pausing = tokio::time::sleep(pause.next().unwrap_or(Duration::from_secs(5)));
+        tokio::select! {
+            () = pausing => {}
+            () = reachable.notified() => {}
+        }
         loop {
             let Some(bus) = bus.upgrade() else { return };
             let Some(repetition) = bus.pending.lock().next() else { return };
