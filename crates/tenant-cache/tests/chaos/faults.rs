@@ -1,13 +1,13 @@
 //! What goes wrong, drawn by a seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conformance::proxy::{Direction, Gate, Proxy};
 use conformance::redis_server::RedisServer;
-use rand::Rng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use crate::fleet::Fleet;
 
@@ -15,7 +15,7 @@ use crate::fleet::Fleet;
 type Kind = (&'static str, u32);
 
 /// To Redis or to an instance, with how often each is drawn.
-const DIRECT: [Kind; 15] = [
+const DIRECT: [Kind; 17] = [
     ("redis killed, back empty", 3),
     ("redis killed, back with its data", 3),
     ("redis frozen", 4),
@@ -31,10 +31,12 @@ const DIRECT: [Kind; 15] = [
     ("an instance killed and replaced", 4),
     ("generations lost", 2),
     ("a storm of messages", 1),
+    ("memory full", 2),
+    ("channels forbidden", 2),
 ];
 
 /// To one instance's way to Redis.
-const LINK: [Kind; 7] = [
+const LINK: [Kind; 8] = [
     ("link: black hole", 3),
     ("link: answers held", 3),
     ("link: requests held", 3),
@@ -42,6 +44,7 @@ const LINK: [Kind; 7] = [
     ("link: dripping", 2),
     ("link: half-open", 3),
     ("link: cut", 3),
+    ("link: cut and refused", 3),
 ];
 
 /// The subscriber's limits that make a slow one be dropped soon.
@@ -56,9 +59,31 @@ pub(crate) struct Faults {
     pub(crate) counts: BTreeMap<&'static str, u32>,
     /// Subscribers that Redis was seen to drop because they read too slowly.
     pub(crate) dropped: usize,
+    /// When the last ones were drawn, since the run began.
+    pub(crate) last: VecDeque<(Duration, &'static str)>,
+    pub(crate) began: Instant,
 }
 
+/// Faults that are remembered with their time.
+const REMEMBERED: usize = 10_000;
+
 impl Faults {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            counts: BTreeMap::new(),
+            dropped: 0,
+            last: VecDeque::new(),
+            began: Instant::now(),
+        }
+    }
+
+    /// What was drawn in the seconds before a time.
+    pub(crate) fn before(&self, time: Duration) -> impl Iterator<Item = &(Duration, &'static str)> {
+        const SECONDS: Duration = Duration::from_secs(4);
+        self.last.iter().filter(move |(at, _)| *at <= time && time.saturating_sub(SECONDS) <= *at)
+    }
+
     pub(crate) fn total(&self) -> u32 {
         self.counts.values().sum()
     }
@@ -79,9 +104,8 @@ impl Faults {
         }
         match self.draw(&DIRECT) {
             "an instance frozen" => {
-                fleet.signal(at, "STOP");
-                self.pause(100..2_000).await;
-                fleet.signal(at, "CONT");
+                let time = Duration::from_millis(self.rng.random_range(100..2_000));
+                fleet.freeze(at, time).await;
             }
             "an instance killed and replaced" => fleet.replace(at).await,
             "a slow subscriber dropped" => {
@@ -136,6 +160,18 @@ impl Faults {
                 let script = "for _,k in ipairs(redis.call('KEYS','gen:*')) do redis.call('DEL',k) end";
                 server.command(&["EVAL", script, "0"]);
             }
+            // Nothing can be stored; removals and beats go through.
+            "memory full" => {
+                server.command(&["CONFIG", "SET", "maxmemory", "1"]);
+                self.pause(100..1_500).await;
+                server.command(&["CONFIG", "SET", "maxmemory", "0"]);
+            }
+            // Ends the subscriptions, refuses new ones and every announcement; reads and fills go through.
+            "channels forbidden" => {
+                server.command(&["ACL", "SETUSER", "default", "resetchannels"]);
+                self.pause(100..1_500).await;
+                server.command(&["ACL", "SETUSER", "default", "allchannels"]);
+            }
             "a storm of messages" => flood(server, 20_000, 64).await,
             other => unreachable!("no such fault: {other}"),
         }
@@ -146,6 +182,10 @@ impl Faults {
         for (kind, weight) in kinds {
             if at < *weight {
                 *self.counts.entry(kind).or_default() += 1;
+                if self.last.len() == REMEMBERED {
+                    self.last.pop_front();
+                }
+                self.last.push_back((self.began.elapsed(), kind));
                 return kind;
             }
             at -= weight;
@@ -169,6 +209,10 @@ async fn break_link(link: &Proxy, kind: &str, seed: u64) {
             link.set(Direction::ToClient, Gate::Drip { bytes: 7, every: Duration::from_millis(2) });
         }
         "link: half-open" => link.half_open().await,
+        "link: cut and refused" => {
+            link.refuse().await;
+            link.cut().await;
+        }
         _ => link.cut().await,
     }
     tokio::time::sleep(Duration::from_millis(100 + seed / 3 % 1_400)).await;

@@ -1,80 +1,18 @@
 //! The instances as the run sees them: processes that are started, stopped, killed, and what they tell.
 
-use std::collections::HashMap;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use conformance::history::{Acknowledged, Entry, Read, Verdict, check};
 use conformance::proxy::Proxy;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::mpsc;
 
-use crate::instance::{ORIGIN, REDIS, SEED, TRUST_FOR};
+use crate::instance::{ORIGIN, REDIS, SEED};
 use crate::origin::Origin;
-use crate::report::{Command, Line, MARK};
-
-/// Everything that was told, by all instances.
-#[derive(Default)]
-pub(crate) struct Record {
-    pub(crate) reads: u64,
-    pub(crate) untrusted: u64,
-    pub(crate) refused: u64,
-    pub(crate) slowest: Duration,
-    pub(crate) acknowledged: Vec<Acknowledged>,
-    seen: HashMap<(u32, Entry, Entry, u64), (u64, u64)>,
-    trusted: HashMap<u32, bool>,
-}
-
-impl Record {
-    /// Decides over everything that was told so far.
-    pub(crate) fn check(&self, origin: &Origin) -> Verdict {
-        let read =
-            |((instance, entry, value_of, version), (began, ended)): (&(u32, Entry, Entry, u64), _)| {
-                let committed = origin.committed(*entry, ended);
-                let began = Duration::from_nanos(began);
-                Read {
-                    instance: *instance,
-                    entry: *entry,
-                    value_of: *value_of,
-                    version: *version,
-                    began,
-                    committed,
-                }
-            };
-        let reads: Vec<Read> = self.seen.iter().map(|(key, times)| read((key, *times))).collect();
-        check(self.acknowledged.clone(), &reads, TRUST_FOR)
-    }
-
-    fn hear(&mut self, instance: u32, line: Line) {
-        match line {
-            Line::Seen { entry, value_of, version, reads, last_began, first_ended } => {
-                self.reads += reads;
-                let key = (instance, entry, value_of, version);
-                let times = self.seen.entry(key).or_insert((last_began, first_ended));
-                *times = (times.0.max(last_began), times.1.min(first_ended));
-            }
-            Line::Acknowledged { committed, at } => {
-                let at = Duration::from_nanos(at);
-                let acknowledged = committed.into_iter().map(|(entry, version)| Acknowledged {
-                    instance,
-                    entry,
-                    version,
-                    at,
-                });
-                self.acknowledged.extend(acknowledged);
-            }
-            Line::Refused => self.refused += 1,
-            Line::Trust(trusted) => drop(self.trusted.insert(instance, trusted)),
-            Line::Slowest { millis, untrusted } => {
-                self.untrusted += untrusted;
-                self.slowest = self.slowest.max(Duration::from_millis(millis));
-            }
-            Line::Done => {}
-        }
-    }
-}
+use crate::record::Record;
+use crate::report::{Command, Line, MARK, Standing, now};
 
 /// One running instance, and its own way to Redis.
 pub(crate) struct Running {
@@ -105,7 +43,7 @@ impl Fleet {
         for _ in 0..size {
             links.push(Arc::new(Proxy::start(redis).await));
         }
-        let record = Arc::default();
+        let record = Arc::new(Mutex::new(Record::new()));
         let mut fleet =
             Self { links, record, origin: Arc::clone(origin), running: Vec::new(), started: 0, seed };
         for at in 0..size {
@@ -134,7 +72,7 @@ impl Fleet {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (told, done) = mpsc::channel(4);
         let record = Arc::clone(&self.record);
-        record.lock().unwrap().trusted.insert(number, false);
+        record.lock().unwrap().trusted.insert(number, Standing::default());
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 let Some(line) = line.strip_prefix(MARK) else { continue };
@@ -157,8 +95,16 @@ impl Fleet {
         self.record.lock().unwrap().trusted.remove(&old.number);
     }
 
-    /// `SIGSTOP` or `SIGCONT`.
-    pub(crate) fn signal(&self, at: usize, name: &str) {
+    /// `SIGSTOP`, and `SIGCONT` after a while.
+    pub(crate) async fn freeze(&self, at: usize, time: Duration) {
+        let from = now();
+        self.signal(at, "STOP");
+        tokio::time::sleep(time).await;
+        self.signal(at, "CONT");
+        self.record.lock().unwrap().frozen.push((self.running[at].number, from, now()));
+    }
+
+    fn signal(&self, at: usize, name: &str) {
         let pid = self.running[at].child.id().expect("it runs").to_string();
         let mut kill = std::process::Command::new("sh");
         let sent = kill.args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &pid]).status();
@@ -177,7 +123,7 @@ impl Fleet {
     pub(crate) async fn trust_returns(&self, within: Duration) -> Option<Duration> {
         let began = Instant::now();
         while began.elapsed() < within {
-            let trusted = self.record.lock().unwrap().trusted.values().all(|trusted| *trusted);
+            let trusted = self.record.lock().unwrap().trusted.values().all(|standing| standing.trusted);
             if trusted {
                 return Some(began.elapsed());
             }

@@ -1,7 +1,7 @@
 //! One instance, in a process of its own: random reads and writes, told to the run.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tenant_cache::{Caches, RequestScope, TenantCache};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::origin::Client;
-use crate::report::{Command, KEYS, Line, MARK, Row, TENANTS, entries, now};
+use crate::report::{Command, KEYS, LOAD_TAKES, Line, MARK, Row, Standing, TENANTS, entries, now};
 
 /// How long memory is trusted after a beat: the bound that the run checks.
 pub(crate) const TRUST_FOR: Duration = Duration::from_millis(600);
@@ -34,9 +34,16 @@ struct Instance {
     cache: TenantCache<u32, Row>,
     origin: Client,
     over: AtomicBool,
-    seen: Mutex<HashMap<(Entry, Entry, u64), Seen>>,
-    slowest: AtomicU64,
-    untrusted: AtomicU64,
+    told: Mutex<Told>,
+}
+
+/// What is told with the next lines.
+#[derive(Default)]
+struct Told {
+    seen: HashMap<(Entry, Entry, u64), Seen>,
+    /// When the slowest read began and ended.
+    slowest: (u64, u64),
+    untrusted: u64,
 }
 
 struct Seen {
@@ -88,15 +95,7 @@ impl Instance {
         let caches = Caches::builder().far(far).build().unwrap();
         let origin = Client::new(std::env::var(ORIGIN).unwrap().parse().unwrap());
         let cache = cache(&caches, &origin);
-        Self {
-            bus,
-            cache,
-            origin,
-            over: AtomicBool::new(false),
-            seen: Mutex::default(),
-            slowest: AtomicU64::new(0),
-            untrusted: AtomicU64::new(0),
-        }
+        Self { bus, cache, origin, over: AtomicBool::new(false), told: Mutex::default() }
     }
 
     async fn work(self: Arc<Self>, seed: u64) {
@@ -139,12 +138,13 @@ impl Instance {
 
     fn saw(&self, entry: Entry, row: &Row, began: u64) {
         let ended = now();
-        self.slowest.fetch_max((ended - began) / 1_000_000, Ordering::Relaxed);
-        if self.bus.state().health != BusHealth::Trusted {
-            self.untrusted.fetch_add(1, Ordering::Relaxed);
+        let untrusted = self.bus.state().health != BusHealth::Trusted;
+        let mut told = self.told.lock().unwrap();
+        told.untrusted += u64::from(untrusted);
+        if ended - began > told.slowest.1 - told.slowest.0 {
+            told.slowest = (began, ended);
         }
-        let mut seen = self.seen.lock().unwrap();
-        let of = seen.entry((entry, row.of, row.version));
+        let of = told.seen.entry((entry, row.of, row.version));
         let of = of.or_insert(Seen { reads: 0, last_began: began, first_ended: ended });
         of.reads += 1;
         of.last_began = of.last_began.max(began);
@@ -199,9 +199,14 @@ impl Instance {
     async fn watch_trust(self: Arc<Self>) {
         let mut told = None;
         loop {
-            let trusted = self.bus.state().health == BusHealth::Trusted;
-            if told.replace(trusted) != Some(trusted) {
-                tell(&Line::Trust(trusted));
+            let state = self.bus.state();
+            let standing = Standing {
+                trusted: state.health == BusHealth::Trusted,
+                subscribed: state.health != BusHealth::Down,
+                pending: state.pending > 0,
+            };
+            if told.replace(standing) != Some(standing) {
+                tell(&Line::Trust(standing));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -215,12 +220,14 @@ impl Instance {
     }
 
     fn tell_seen(&self) {
-        for ((entry, value_of, version), seen) in std::mem::take(&mut *self.seen.lock().unwrap()) {
+        let Told { seen, slowest: (began, ended), untrusted } =
+            std::mem::take(&mut *self.told.lock().unwrap());
+        for ((entry, value_of, version), seen) in seen {
             let Seen { reads, last_began, first_ended } = seen;
             tell(&Line::Seen { entry, value_of, version, reads, last_began, first_ended });
         }
-        let millis = self.slowest.swap(0, Ordering::Relaxed);
-        tell(&Line::Slowest { millis, untrusted: self.untrusted.swap(0, Ordering::Relaxed) });
+        tell(&Line::Slowest { began, ended, untrusted });
+        tell(&Line::Counts(self.cache.stats().into()));
     }
 }
 
@@ -231,9 +238,9 @@ fn cache(caches: &Caches, origin: &Client) -> TenantCache<u32, Row> {
         async move {
             let context = RequestContext::current().expect("a load belongs to a request");
             let tenant: u32 = context.tenant.as_str().parse().expect("tenants are numbers");
-            let version = origin.versions(tenant).await[key as usize];
+            let version = origin.load((tenant, key)).await;
             // The row was read; the answer takes its time.
-            tokio::time::sleep(Duration::from_micros(500)).await;
+            tokio::time::sleep(LOAD_TAKES).await;
             Ok::<_, CacheError>(Some(Row { of: (tenant, key), version }))
         }
     };

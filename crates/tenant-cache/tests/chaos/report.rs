@@ -1,5 +1,7 @@
 //! What an instance tells the run: a line of JSON each, on its output.
 
+use std::time::Duration;
+
 use cache_core::Clock;
 use conformance::history::Entry;
 use serde::{Deserialize, Serialize};
@@ -11,6 +13,8 @@ pub(crate) const MARK: char = '@';
 pub(crate) const TENANTS: u32 = 3;
 /// Keys of a tenant.
 pub(crate) const KEYS: u32 = 8;
+/// A load takes this long after the origin was asked, at least.
+pub(crate) const LOAD_TAKES: Duration = Duration::from_micros(500);
 
 pub(crate) fn entries() -> impl Iterator<Item = Entry> {
     (0..TENANTS).flat_map(|tenant| (0..KEYS).map(move |key| (tenant, key)))
@@ -37,12 +41,60 @@ pub(crate) enum Line {
     Acknowledged { committed: Vec<(Entry, u64)>, at: u64 },
     /// An invalidation returned an error.
     Refused,
-    /// Whether this instance trusts its memory, from now on.
-    Trust(bool),
-    /// The slowest read since the last line of this kind, in milliseconds, and how many began without trust.
-    Slowest { millis: u64, untrusted: u64 },
+    /// How the instance stands, from now on.
+    Trust(Standing),
+    /// The slowest read since the last line of this kind, and how many ended without trust.
+    Slowest { began: u64, ended: u64, untrusted: u64 },
+    /// What the instance's cache has counted so far.
+    Counts(Counts),
     /// What was asked for by a [`Command`] is done.
     Done,
+}
+
+/// Whether an instance trusts its memory, and what may keep it from that.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Standing {
+    pub(crate) trusted: bool,
+    pub(crate) subscribed: bool,
+    /// Invalidations that failed and are still to be repeated.
+    pub(crate) pending: bool,
+}
+
+/// The parts of a cache's statistics that a run shows.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    pub(crate) near: u64,
+    pub(crate) far: u64,
+    pub(crate) loads: u64,
+    pub(crate) uncached: u64,
+    pub(crate) refused_fills: u64,
+    pub(crate) far_failures: u64,
+}
+
+impl Counts {
+    pub(crate) fn plus(self, other: &Self) -> Self {
+        Self {
+            near: self.near + other.near,
+            far: self.far + other.far,
+            loads: self.loads + other.loads,
+            uncached: self.uncached + other.uncached,
+            refused_fills: self.refused_fills + other.refused_fills,
+            far_failures: self.far_failures + other.far_failures,
+        }
+    }
+}
+
+impl From<tenant_cache::Stats> for Counts {
+    fn from(stats: tenant_cache::Stats) -> Self {
+        Self {
+            near: stats.near_hits,
+            far: stats.far_hits,
+            loads: stats.loads,
+            uncached: stats.uncached_loads,
+            refused_fills: stats.refused_fills,
+            far_failures: stats.far_failures,
+        }
+    }
 }
 
 /// What the run asks of an instance: a word a line, on its input.
