@@ -30,7 +30,10 @@ struct Step {
 /// Runs every step, also after one has failed, and says at the end which did.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut steps = vec![
-        step("format", || run_cargo(&["fmt", "--all", "--check"])),
+        step("format", || {
+            run_cargo(&["fmt", "--all", "--check"])?;
+            run_cargo(&["fmt", "--check", "--manifest-path", "bench/Cargo.toml"])
+        }),
         step("lints", || {
             run_cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])
         }),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `test` | runs every test on real servers it starts itself, and prints suite × backend |
 //! | `chaos` | runs a fleet under faults for minutes, and checks what was promised |
+//! | `bench` | compares speed, memory and hit ratio with other caches, and with what nothing can beat |
 //! | `tidy` | checks what the compiler does not: the crate graph, lengths, marks |
 //! | `ci` | formatting, lints, tidy, documentation, tests |
 //! | `deny` | licences, bans, sources, and advisories where the network allows |
@@ -14,6 +15,7 @@
     reason = "a command line program speaks to its terminal"
 )]
 
+mod bench;
 mod chaos;
 mod ci;
 mod demo;
@@ -40,6 +42,8 @@ enum Command {
     Test(test::Options),
     /// Run a fleet under faults for minutes.
     Chaos(chaos::Options),
+    /// Compare with other caches, and with what nothing can beat.
+    Bench(bench::Options),
     /// Check the crate graph, lengths and marks.
     Tidy,
     /// Run what continuous integration runs.
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Test(options) => test::run(&options),
         Command::Chaos(options) => chaos::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Tidy => tidy::run(),
         Command::Ci(options) => ci::run(&options),
         Command::Deny(options) => deny::run(&options).map(drop),
