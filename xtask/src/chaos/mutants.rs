@@ -57,6 +57,10 @@ const MUTANTS: [Mutant; 5] = [
     },
 ];
 
+/// How a broken promise begins in what a run prints.
+const BROKEN: [&str; 4] =
+    ["own write not seen", "stale beyond", "foreign value", "a version from the future"];
+
 /// Runs one mutant, or each of them.
 ///
 /// # Errors
@@ -86,6 +90,7 @@ impl Mutant {
         self.apply(&tree)?;
         let run = fleet(&tree, seed, minutes).env("CARGO_TARGET_DIR", folder().join("target")).output()?;
         let said = String::from_utf8_lossy(&run.stdout);
+        shown(&said).for_each(|line| println!("{line}"));
         violations(&said).with_context(|| {
             format!("the run ended without a verdict:\n{said}\n{}", String::from_utf8_lossy(&run.stderr))
         })
@@ -98,6 +103,12 @@ impl Mutant {
         ensure!(found == 1, "{}: the line is there {found} times in {}", self.name, self.file);
         Ok(std::fs::write(path, text.replace(self.line, self.instead))?)
     }
+}
+
+/// The first violation, which says when it happened, and the verdict.
+fn shown(said: &str) -> impl Iterator<Item = &str> {
+    let first = said.lines().skip_while(|line| !BROKEN.iter().any(|broken| line.starts_with(broken))).take(3);
+    first.chain(said.lines().filter(|line| line.starts_with("chaos: ")))
 }
 
 /// What a run counted, or at rest found.
