@@ -18,7 +18,7 @@ struct Mutant {
     instead: &'static str,
 }
 
-const MUTANTS: [Mutant; 5] = [
+const MUTANTS: [Mutant; 4] = [
     Mutant {
         name: "lease",
         what: "a fill that does not compare the lease",
@@ -47,13 +47,6 @@ const MUTANTS: [Mutant; 5] = [
         line: "self.generations.forget_all();\n        self.generations.all().bump();\n        \
                self.domains.for_each(|domain| {\n            domain.spoil();",
         instead: "self.domains.for_each(|domain| {",
-    },
-    Mutant {
-        name: "own",
-        what: "an invalidation that leaves the own near entry to the message",
-        file: "crates/tenant-cache/src/cache.rs",
-        line: "for key in &near_keys {\n            self.inner.near.remove(&key.query());\n        }\n        done",
-        instead: "done",
     },
 ];
 
