@@ -84,7 +84,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     pub async fn lookup(&self, key: &K) -> Result<Found<V>, CacheError> {
         match self.near_hit(key)? {
             Some(found) => Ok(found),
-            None => self.lookup_far(key, How::default()).await,
+            // Boxed, so that a hit is not as large as a miss.
+            None => self.lookup_far(key, How::default()).boxed().await,
         }
     }
 
@@ -104,7 +105,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
             Some(found) => Ok(found),
             None => {
                 let instead = Some(load_fn(move |_| load()));
-                self.lookup_far(key, How { instead, ..How::default() }).await
+                self.lookup_far(key, How { instead, ..How::default() }).boxed().await
             }
         }
     }

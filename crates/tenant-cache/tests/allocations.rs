@@ -1,5 +1,4 @@
 //! What a hit in memory costs: nothing is allocated.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 use std::alloc::System;
 use std::sync::Arc;
 
