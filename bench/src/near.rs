@@ -8,6 +8,7 @@ use anyhow::Result;
 use conformance::redis_server::RedisServer;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tenant_cache::{RequestScope, TenantCache};
+use tokio::runtime::Runtime;
 
 use crate::Size;
 use crate::report::{Report, Row as Measured};
@@ -17,103 +18,132 @@ const OPERATIONS: usize = 1_000_000;
 
 type Shared = Arc<Row>;
 
+/// The caches that are compared, all holding the same.
+struct Caches {
+    background: Runtime,
+    _own: tenant_cache::Caches,
+    ours: TenantCache<String, Row>,
+    moka: moka::future::Cache<String, Shared>,
+    mini: mini_moka::sync::Cache<String, Shared>,
+    quick: quick_cache::sync::Cache<String, Shared>,
+    cachet: cachet::Cache<String, Shared>,
+    tiers: multi_tier_cache::CacheManager,
+}
+
+impl Caches {
+    fn new(redis: &str, keys: &[String]) -> Result<Self> {
+        let background = runtime(1);
+        let (own, ours) = ours(&background, redis, |domain| domain)?;
+        let room = 2 * ENTRIES as u64;
+        let clock = background.block_on(async { tick::Clock::new_tokio() });
+        let caches = Self {
+            moka: moka::future::Cache::builder().max_capacity(room).time_to_live(HOUR).build(),
+            mini: mini_moka::sync::Cache::builder().max_capacity(room).time_to_live(HOUR).build(),
+            quick: quick_cache::sync::Cache::new(2 * ENTRIES),
+            cachet: cachet::Cache::builder::<String, Shared>(clock)
+                .memory_with(|memory| memory.max_capacity(room).time_to_live(HOUR))
+                .stampede_protection()
+                .build(),
+            tiers: background.block_on(multi_tier(redis))?,
+            background,
+            _own: own,
+            ours,
+        };
+        caches.background.block_on(caches.fill(keys));
+        Ok(caches)
+    }
+
+    async fn fill(&self, keys: &[String]) {
+        request().scope(fill(&self.ours, keys)).await;
+        for key in keys {
+            self.moka.insert(key.clone(), Arc::new(Row::of(key))).await;
+            self.mini.insert(key.clone(), Arc::new(Row::of(key)));
+            self.quick.insert(key.clone(), Arc::new(Row::of(key)));
+            self.cachet.get_or_insert(key, || async { Arc::new(Row::of(key)) }).await.expect("it is made");
+            load_tiers(&self.tiers, key).await;
+        }
+    }
+
+    fn our_hits(&self, keys: &[String]) {
+        block(request().scope(async {
+            for key in keys {
+                black_box(self.ours.get(key).await.expect("a hit"));
+            }
+        }));
+    }
+
+    fn moka_hits(&self, keys: &[String]) {
+        block(async {
+            for key in keys {
+                let load = async { Err::<Shared, std::io::Error>(std::io::Error::other("a miss")) };
+                black_box(self.moka.try_get_with_by_ref(key, load).await.expect("a hit"));
+            }
+        });
+    }
+
+    fn cachet_hits(&self, keys: &[String]) {
+        self.background.block_on(async {
+            for key in keys {
+                black_box(self.cachet.get_or_insert(key, || async { unreachable!() }).await.expect("a hit"));
+            }
+        });
+    }
+
+    /// Every tenth: it is an order of magnitude slower, and a tenth is enough to tell.
+    fn tier_hits(&self, keys: &[String]) {
+        self.background.block_on(async {
+            for key in keys.iter().step_by(10) {
+                black_box(load_tiers(&self.tiers, key).await);
+            }
+        });
+    }
+
+    fn mini_hits(&self, keys: &[String]) {
+        keys.iter().for_each(|key| drop(black_box(self.mini.get(key))));
+    }
+
+    fn quick_hits(&self, keys: &[String]) {
+        keys.iter().for_each(|key| drop(black_box(self.quick.get(key))));
+    }
+}
+
 pub fn run(size: Size, report: &mut Report) -> Result<()> {
     // As in production: whatever is counted is exported.
     let _ = metrics::set_global_recorder(PrometheusBuilder::new().build_recorder());
-    let (server, background) = (RedisServer::start(), runtime(1));
-    let keys = keys();
+    let (server, keys) = (RedisServer::start(), keys());
     let sequence: Vec<String> =
         zipf(ENTRIES, 0.9, OPERATIONS / size.less).into_iter().map(|at| keys[at].clone()).collect();
-    let (_caches, cache) = ours(&background, &server.url(), |domain| domain)?;
-    background.block_on(request().scope(fill(&cache, &keys)));
-    let moka: moka::future::Cache<String, Shared> =
-        moka::future::Cache::builder().max_capacity(2 * ENTRIES as u64).time_to_live(HOUR).build();
-    let mini: mini_moka::sync::Cache<String, Shared> =
-        mini_moka::sync::Cache::builder().max_capacity(2 * ENTRIES as u64).time_to_live(HOUR).build();
-    let quick: quick_cache::sync::Cache<String, Shared> = quick_cache::sync::Cache::new(2 * ENTRIES);
-    let cachet = cachet::Cache::builder::<String, Shared>(background.block_on(async { tick() }))
-        .memory_with(|memory| memory.max_capacity(2 * ENTRIES as u64).time_to_live(HOUR))
-        .stampede_protection()
-        .build();
-    let tiers = background.block_on(multi_tier(&server.url()))?;
-    background.block_on(async {
-        for key in &keys {
-            moka.insert(key.clone(), Arc::new(Row::of(key))).await;
-            mini.insert(key.clone(), Arc::new(Row::of(key)));
-            quick.insert(key.clone(), Arc::new(Row::of(key)));
-            cachet.get_or_insert(key, || async { Arc::new(Row::of(key)) }).await.expect("it is made");
-            load_tiers(&tiers, key).await;
-        }
-    });
+    let caches = Caches::new(&server.url(), &keys)?;
     let one = |work: &dyn Fn(&[String])| {
         let began = Instant::now();
         work(&sequence);
         per_operation(sequence.len(), began)
     };
-    let our_hits = |keys: &[String]| {
-        block(request().scope(async {
-            for key in keys {
-                black_box(cache.get(key).await.expect("a hit"));
-            }
-        }));
-    };
-    let moka_hits = |keys: &[String]| {
-        block(async {
-            for key in keys {
-                let load = async { Err::<Shared, std::io::Error>(std::io::Error::other("a miss")) };
-                black_box(moka.try_get_with_by_ref(key, load).await.expect("a hit"));
-            }
-        });
-    };
-    let cachet_hits = |keys: &[String]| {
-        background.block_on(async {
-            for key in keys {
-                black_box(cachet.get_or_insert(key, || async { unreachable!() }).await.expect("a hit"));
-            }
-        });
-    };
-    let tier_hits = |keys: &[String]| {
-        background.block_on(async {
-            // Two orders of magnitude slower: a tenth is enough to tell.
-            for key in keys.iter().step_by(10) {
-                black_box(load_tiers(&tiers, key).await);
-            }
-        });
-    };
-    let mini_hits = |keys: &[String]| keys.iter().for_each(|key| drop(black_box(mini.get(key))));
-    let quick_hits = |keys: &[String]| keys.iter().for_each(|key| drop(black_box(quick.get(key))));
     let mut row = Measured::new("near_hit", "ns/op");
     row.measure(
         size.rounds,
         &mut [
-            ("ours", &mut || one(&our_hits)),
-            ("bare quick_cache get", &mut || one(&quick_hits)),
-            ("moka::future try_get_with", &mut || one(&moka_hits)),
-            ("cachet get_or_insert", &mut || one(&cachet_hits)),
-            ("multi-tier-cache get_or_compute_typed", &mut || one(&tier_hits) * 10.0),
-            ("bare mini-moka get", &mut || one(&mini_hits)),
+            ("ours", &mut || one(&|keys| caches.our_hits(keys))),
+            ("bare quick_cache get", &mut || one(&|keys| caches.quick_hits(keys))),
+            ("moka::future try_get_with", &mut || one(&|keys| caches.moka_hits(keys))),
+            ("cachet get_or_insert", &mut || one(&|keys| caches.cachet_hits(keys))),
+            ("multi-tier-cache get_or_compute_typed", &mut || one(&|keys| caches.tier_hits(keys)) * 10.0),
+            ("bare mini-moka get", &mut || one(&|keys| caches.mini_hits(keys))),
         ],
     );
     let ours = row.median("ours");
     report.at_most("near_hit: ours / moka::future", ours / row.median("moka::future try_get_with"), 0.5);
     report.at_most("near_hit: ours / bare quick_cache", ours / row.median("bare quick_cache get"), 3.0);
     report.finish(row);
-    two_threads(size, report, &sequence, ours, &our_hits, &moka_hits, &quick_hits)
+    two_threads(size, report, &sequence, ours, &caches);
+    Ok(())
 }
 
 /// Throughput of two threads that ask the same caches.
-fn two_threads(
-    size: Size,
-    report: &mut Report,
-    sequence: &[String],
-    one: f64,
-    ours: &(dyn Fn(&[String]) + Sync),
-    moka: &(dyn Fn(&[String]) + Sync),
-    quick: &(dyn Fn(&[String]) + Sync),
-) -> Result<()> {
+fn two_threads(size: Size, report: &mut Report, sequence: &[String], one: f64, caches: &Caches) {
+    // Not in step: the second begins elsewhere.
+    let turned: Vec<String> = [&sequence[sequence.len() / 2..], &sequence[..sequence.len() / 2]].concat();
     let both = |work: &(dyn Fn(&[String]) + Sync)| {
-        // Not in step: the second begins elsewhere.
-        let turned: Vec<String> = [&sequence[sequence.len() / 2..], &sequence[..sequence.len() / 2]].concat();
         let began = Instant::now();
         std::thread::scope(|scope| {
             scope.spawn(|| work(sequence));
@@ -125,14 +155,13 @@ fn two_threads(
     row.measure(
         size.rounds,
         &mut [
-            ("ours", &mut || both(ours)),
-            ("bare quick_cache get", &mut || both(quick)),
-            ("moka::future try_get_with", &mut || both(moka)),
+            ("ours", &mut || both(&|keys| caches.our_hits(keys))),
+            ("bare quick_cache get", &mut || both(&|keys| caches.quick_hits(keys))),
+            ("moka::future try_get_with", &mut || both(&|keys| caches.moka_hits(keys))),
         ],
     );
     report.at_least("near_hit_2_threads: ours / ours on one", row.median("ours") * one / 1e9, 1.7);
     report.finish(row);
-    Ok(())
 }
 
 async fn fill(cache: &TenantCache<String, Row>, keys: &[String]) {
@@ -145,10 +174,6 @@ async fn fill(cache: &TenantCache<String, Row>, keys: &[String]) {
 fn block<F: Future>(work: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime starts");
     runtime.block_on(work)
-}
-
-fn tick() -> tick::Clock {
-    tick::Clock::new_tokio()
 }
 
 async fn multi_tier(redis: &str) -> Result<multi_tier_cache::CacheManager> {

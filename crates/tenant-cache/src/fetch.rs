@@ -399,7 +399,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
             };
             self.keep(answer, times, tags);
         }
-        now >= times.attend
+        left.is_due(policy.refresh_ahead)
     }
 
     fn keep(&self, answer: Remembered<V>, times: Times, tags: &Chain) {

@@ -72,6 +72,16 @@ impl Left {
     pub(crate) fn is_fresh(self) -> bool {
         !self.fresh.is_zero()
     }
+
+    /// Whether it is time to load a newer one: it is stale, or far enough in its fresh life.
+    pub(crate) fn is_due(self, refresh_ahead: Option<f64>) -> bool {
+        !self.is_fresh() || refresh_ahead.is_some_and(|share| self.until_refresh(share).is_zero())
+    }
+
+    /// How long until this share of its whole fresh life has passed.
+    fn until_refresh(self, share: f64) -> Duration {
+        (self.lived + self.fresh).mul_f64(share).saturating_sub(self.lived)
+    }
 }
 
 /// The turning points of an entry in memory. `attend ≤ serve_until ≤ expires`.
@@ -95,10 +105,7 @@ impl Times {
         let revalidate = policy.stale_while_revalidate.saturating_sub(left.stale);
         let serve_until = (stale + revalidate).min(expires);
         let refresh = match policy.refresh_ahead {
-            // Of its whole fresh life, `share` must have passed.
-            Some(share) if left.is_fresh() => {
-                now + (left.lived + left.fresh).mul_f64(share).saturating_sub(left.lived)
-            }
+            Some(share) if left.is_fresh() => now + left.until_refresh(share),
             _ => Tick::NEVER,
         };
         Self { attend: refresh.min(stale).min(serve_until), stale, serve_until, expires }
@@ -124,7 +131,8 @@ mod tests {
         Tick::ZERO + Duration::from_secs(secs)
     }
 
-    /// E7: an entry is fresh, then stale and served, then kept for failures only, then gone.
+    /// E7, SB7: an entry is fresh, then stale and served, then kept for failures only, then gone. Grace begins where
+    /// freshness ends: it cannot be the shorter of the two.
     #[test]
     fn the_turning_points_follow_from_the_policy() {
         let policy = Policy { stale_while_revalidate: secs(20), ..Policy::default() };
@@ -152,6 +160,7 @@ mod tests {
         assert_eq!(Times::of(left, Duration::MAX, &policy, at(0)).attend, at(8), "at 48 s of 60");
         let left = Left::at(55_000, 0, 60_000, 60_000).unwrap();
         assert_eq!(Times::of(left, Duration::MAX, &policy, at(0)).attend, at(0), "at once");
+        assert!(left.is_due(Some(0.8)) && !left.is_due(Some(0.95)) && !left.is_due(None));
     }
 
     /// E7: an answer that is held over is served for the throttle's time, or as long as it is fresh, but never

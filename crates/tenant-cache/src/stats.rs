@@ -138,7 +138,7 @@ impl HotCount {
         let line = &self.lines[LINE.with(|line| *line)];
         let before = line.0.fetch_add(1, Ordering::Relaxed);
         // The first ones at once, so that what is rare is told exactly.
-        if before < LOT || before % LOT == 0 {
+        if before < LOT || before.is_multiple_of(LOT) {
             self.tell();
         }
     }

@@ -155,6 +155,19 @@ async fn refresh_ahead_renews_what_is_asked_for() {
     }
 }
 
+/// E7: what memory may not keep is not due for that: a fresh far entry is answered, and nothing is refreshed.
+#[tokio::test]
+async fn without_a_life_in_memory_nothing_is_refreshed() {
+    let s = setups(Origin::open, |domain| domain.near_ttl(Duration::ZERO)).remove(1);
+    s.origin.commit("k", 1);
+    for _ in 0..10 {
+        assert_eq!(s.lookup().await, (Some(1), false));
+        settle().await;
+    }
+    let stats = s.cache.stats();
+    assert_eq!((stats.loads, stats.far_hits, stats.refreshes), (1, 9, 0));
+}
+
 /// E7, SB6: a refresh ahead that fails leaves the fresh value as it is, is counted, and is not tried again at once.
 #[tokio::test]
 async fn a_failed_refresh_ahead_is_tried_later() {

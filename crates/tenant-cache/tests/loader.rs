@@ -204,3 +204,43 @@ async fn too_many_tags_are_not_stored() {
     assert_eq!(get(&cache).await, (Some(1), Source::Origin));
     assert_eq!(get(&cache).await, (Some(1), Source::Origin));
 }
+
+/// SG2: while the number of an entry's tag must be asked for, nothing invalid is served: the entry is judged with the
+/// number as the far tier has it, not with what this process last knew.
+#[tokio::test]
+async fn an_unknown_tag_is_asked_for_before_its_entry_is_served() {
+    let hand = ManualClock::new();
+    let far = Arc::new(MokaCacheService::builder().clock(hand.clock()).build().unwrap());
+    // Two processes that do not hear of each other: only the far tier tells.
+    let instance = || Caches::builder().far(far.clone()).clock(hand.clock()).build().unwrap();
+    let (here, there) = (instance(), instance());
+    let load = |_: LoadRequest<String, u64>| Ok(Loaded::value(1).tag("t"));
+    let (cache, other) = (with_loader(&here, load), with_loader(&there, load));
+    assert_eq!(get(&cache).await, (Some(1), Source::Origin));
+    there.invalidate_tag(Some(&tenant("acme")), "t").await.unwrap();
+    assert_eq!(
+        get(&other).await,
+        (Some(1), Source::Origin),
+        "it never met the tag, and does not serve the entry"
+    );
+}
+
+/// SG6: a tenant is emptied while an instance is not there: when it comes, it serves nothing of before.
+#[tokio::test]
+async fn an_instance_that_was_away_serves_nothing_of_an_emptied_tenant() {
+    let hand = ManualClock::new();
+    let far = Arc::new(MokaCacheService::builder().clock(hand.clock()).build().unwrap());
+    let instance = || Caches::builder().far(far.clone()).clock(hand.clock()).build().unwrap();
+    let cached = |caches: &Caches| with_loader(caches, |_| Ok(Loaded::value(1)));
+    let here = instance();
+    let cache = cached(&here);
+    for tenant in ["acme", "globex"] {
+        of(tenant, cache.get(&"k".to_owned())).await.unwrap();
+    }
+    here.invalidate_domain(Some(&tenant("acme")), "rows").await.unwrap();
+    let later = instance();
+    let cache = cached(&later);
+    assert_eq!(get(&cache).await, (Some(1), Source::Origin));
+    let other = of("globex", cache.lookup(&"k".to_owned())).await.unwrap();
+    assert_eq!((plain(other.value), other.source), (Some(1), Source::Far), "the other tenant keeps its own");
+}
