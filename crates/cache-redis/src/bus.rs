@@ -220,7 +220,7 @@ impl RedisBus {
     }
 
     /// Listens from now on, unless it does already. Needs a runtime; without one the next call tries again.
-    fn listen(&self) {
+    pub(crate) fn listen(&self) {
         let mut tasks = self.0.tasks.lock();
         if tasks.listener.is_none()
             && !self.0.closed.load(Ordering::Acquire)

@@ -8,6 +8,7 @@
 //! | the connections, their deadlines and their breaker | [`connection`]: [`RedisLink`], `hot`, [`policy`] |
 //! | the cache | [`cache`]: [`RedisCacheService`] |
 //! | invalidations to and from other instances, and how far memory may be trusted | [`bus`]: [`RedisBus`] |
+//! | locks across instances | [`lock`]: [`RedisLocks`] |
 //! | how errors of Redis are told apart | [`error`] |
 //! | keys on the server, escaping | `keyspace` · scripts: `script` and `lua/` · walking all keys: `scan` |
 //!
@@ -19,6 +20,7 @@ pub mod connection;
 pub mod error;
 mod hot;
 mod keyspace;
+pub mod lock;
 pub mod policy;
 mod scan;
 mod script;
@@ -28,4 +30,5 @@ pub use bus::{BusPolicy, RedisBus};
 pub use cache::{RedisCacheOptions, RedisCacheService};
 pub use connection::RedisLink;
 pub use error::CallError;
+pub use lock::RedisLocks;
 pub use settings::{RedisSettings, SettingsError};

@@ -46,6 +46,14 @@ prepared! {
     INVALIDATE = "invalidate";
     /// Proves that the server still takes writes, and tells only this instance.
     BEAT = "beat";
+    /// Takes a lock, or a place in its queue.
+    LOCK_ACQUIRE = "lock_acquire";
+    /// Ends a holding and wakes who is next.
+    LOCK_RELEASE = "lock_release";
+    /// Settles an id, whatever it has.
+    LOCK_GIVE_UP = "lock_give_up";
+    /// Prolongs a holding.
+    LOCK_RENEW = "lock_renew";
 }
 
 /// A script with what it is called with.
