@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use cache_core::CacheServiceExt;
+use cache_redis::{RedisBus, RedisCacheOptions, RedisCacheService, RedisLink, RedisSettings};
 use conformance::redis_server::RedisServer;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
@@ -35,6 +37,11 @@ pub fn run(size: Size, report: &mut Report) -> Result<()> {
             cache.get_many(chunk).await.expect("they are loaded");
         }
     }));
+    let settings = RedisSettings::from_url(&server.url())?;
+    let service = Arc::new(runtime.block_on(async {
+        let link = RedisLink::lazy(settings)?;
+        anyhow::Ok(RedisCacheService::on(RedisBus::on(link), RedisCacheOptions::default()))
+    })?);
     let before = cache.stats();
     for (name, callers) in [("far_hit_1", 1), ("far_hit_16", 16), ("far_hit_64", 64), ("far_hit_512", 512)] {
         let reads = if callers == 1 { READS / 8 } else { READS } / size.less;
@@ -56,8 +63,21 @@ pub fn run(size: Size, report: &mut Report) -> Result<()> {
                 }
             })
         };
-        let subjects: &mut [(&str, &mut dyn FnMut() -> f64)] =
-            &mut [("ours", &mut our), ("bare redis-rs multiplexed GET", &mut their)];
+        let mut plain = || {
+            let service = Arc::clone(&service);
+            concurrently(&runtime, callers, reads, &keys, move |key| {
+                let service = Arc::clone(&service);
+                async move {
+                    let row: Option<Row> = service.get(&key).await.expect("a hit");
+                    black_box(Arc::new(row.expect("a row")));
+                }
+            })
+        };
+        let subjects: &mut [(&str, &mut dyn FnMut() -> f64)] = &mut [
+            ("ours", &mut our),
+            ("ours, the plain cache service", &mut plain),
+            ("bare redis-rs multiplexed GET", &mut their),
+        ];
         row.measure(size.rounds, subjects);
         if callers == 64 {
             let ratio = row.median("ours") / row.median("bare redis-rs multiplexed GET");

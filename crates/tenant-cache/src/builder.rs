@@ -419,6 +419,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         Ok(Inner {
             near: NearTier::new(&self.policy, wide, Arc::clone(&counters))?,
             flights: Arc::new(Flights::new()),
+            tenants: quick_cache::sync::Cache::new(REMEMBERED_TENANTS),
             background: Background::new(),
             loader: Loader { domain: Arc::clone(&self.name), load, bulk, fallback, resilience, may_tag },
             shared: Arc::clone(shared),
@@ -435,6 +436,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         })
     }
 }
+
+/// Tenants whose group a cache finds without asking all groups of the process.
+const REMEMBERED_TENANTS: usize = 256;
 
 fn type_of<T: 'static>(_: &T) -> TypeId {
     TypeId::of::<T>()

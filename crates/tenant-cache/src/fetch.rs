@@ -392,19 +392,17 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         let (policy, now) = (&self.cache.policy, self.cache.shared.clock.coarse());
         let keep = if self.cache.far.is_some() { policy.near_ttl } else { Duration::MAX };
         let times = Times::of(left, keep, policy, now);
-        if !left.whole.is_zero() {
-            let answer = match value {
-                Some(value) => Remembered::Value(Arc::clone(value)),
-                None => Remembered::Absent,
-            };
-            self.keep(answer, times, tags);
-        }
+        let answer = match value {
+            Some(value) => Remembered::Value(Arc::clone(value)),
+            None => Remembered::Absent,
+        };
+        self.keep(answer, times, tags);
         left.is_due(policy.refresh_ahead)
     }
 
     fn keep(&self, answer: Remembered<V>, times: Times, tags: &Chain) {
         let now = self.cache.shared.clock.coarse();
-        if self.cache.shared.trust.near(now) {
+        if now < times.expires && self.cache.shared.trust.near(now) {
             let ticket = self.ticket.with_tags(tags);
             self.cache.near.insert(self.key.clone(), answer, times, now, &ticket);
         }

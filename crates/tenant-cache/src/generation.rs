@@ -77,9 +77,10 @@ impl Generation {
     }
 }
 
-/// The groups an entry belongs to, with the counts seen before its load.
+/// The groups an entry belongs to, with the counts seen before its load. Shared, because a lookup hands it on several
+/// times, and the counts of who holds a group are everybody's.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Chain(Vec<(Arc<Generation>, u64)>);
+pub(crate) struct Chain(Arc<[(Arc<Generation>, u64)]>);
 
 impl Chain {
     pub(crate) fn of(generations: impl IntoIterator<Item = Arc<Generation>>) -> Self {
@@ -119,7 +120,10 @@ impl Chain {
 
     /// This chain and a further one.
     pub(crate) fn and(&self, further: &Self) -> Self {
-        Self(self.0.iter().chain(&further.0).cloned().collect())
+        match further.len() {
+            0 => self.clone(),
+            _ => Self(self.0.iter().chain(further.0.iter()).cloned().collect()),
+        }
     }
 }
 

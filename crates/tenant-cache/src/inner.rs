@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use cache_core::key::{KeyParts, Owner, validate};
 use cache_core::{CacheError, Codec, Invalidation, TenantId};
+use quick_cache::sync::Cache;
 
 use crate::answer::{Found, MAX_TAGS, Source};
 use crate::background::Background;
 use crate::changes::Listeners;
 use crate::far::FarTier;
 use crate::flight::{Flights, Landing};
-use crate::generation::{MAX_ENTRY_TTL, generation_key, tenant_of};
+use crate::generation::{Generation, MAX_ENTRY_TTL, generation_key, tenant_of};
 use crate::hooks::Hooks;
 use crate::key::{CacheKey, NearQuery};
 use crate::labels::Meters;
@@ -34,6 +35,8 @@ pub(crate) struct Inner<K, V> {
     pub(crate) policy: Policy,
     pub(crate) near: NearTier<K, V>,
     pub(crate) flights: Arc<Flights<K, V>>,
+    /// The groups of the tenants that ask most; the same ones that `shared` has.
+    pub(crate) tenants: Cache<TenantId, Arc<Generation>>,
     pub(crate) background: Background<K, V>,
     pub(crate) far: Option<FarTier>,
     pub(crate) shared: Arc<Shared>,
@@ -96,7 +99,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
     pub(crate) fn ticket(&self, query: &NearQuery<'_, K>) -> Ticket {
         let (owner, generations) = (query.owner(), &self.shared.generations);
         let tenant = tenant_of(&owner);
-        let domain = tenant.map(|tenant| generations.domain(Some(tenant), &self.domain));
+        let domain = query.tenant.map(|tenant| self.group_of(tenant));
         let tags = match &self.tags_by {
             None => Vec::new(),
             Some(TagsBy(tags)) => {
@@ -107,6 +110,16 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         };
         let meter = self.meters.as_ref().map(|meters| meters.of(query.tenant));
         self.near.ticket(query, domain, tags, meter)
+    }
+
+    /// The group of a tenant's entries here, without asking all groups of the process as long as it is remembered.
+    fn group_of(&self, tenant: &TenantId) -> Arc<Generation> {
+        if let Some(group) = self.tenants.get(tenant) {
+            return group;
+        }
+        let group = self.shared.generations.domain(Some(tenant.as_str()), &self.domain);
+        self.tenants.insert(tenant.clone(), Arc::clone(&group));
+        group
     }
 
     /// How long an answer lives; `own` is what the loader says. Nothing is kept of "there is no such thing"

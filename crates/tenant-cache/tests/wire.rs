@@ -108,7 +108,7 @@ async fn what_is_written_has_the_same_layout() {
     let expected = entry("01", "34 32");
     assert_eq!(written.len(), expected.len());
     let same = |range: std::ops::Range<usize>| {
-        assert_eq!(written[range.clone()], expected[range.clone()], "{range:?}")
+        assert_eq!(written[range.clone()], expected[range.clone()], "{range:?}");
     };
     same(0..1);
     same(17..25);
