@@ -25,7 +25,7 @@ pub fn run(size: Size, report: &mut Report) -> Result<()> {
         }
     }
     for (name, sequence) in [("hit_ratio_zipf", &skewed), ("hit_ratio_scan", &scanned)] {
-        let mut row = Measured::new(name, "ratio");
+        let mut row = Measured::new(name, "ratio").more_is_better();
         row.add("ours", our_ratio(sequence)?);
         row.add("moka::sync", moka_ratio(sequence));
         row.add("mini-moka", mini_ratio(sequence));
@@ -73,7 +73,7 @@ fn ratio(sequence: &[usize], read: impl Fn(usize) -> bool) -> f64 {
 
 /// The hit ratio of ten quiet tenants while one reads a million keys.
 pub fn noisy(size: Size, report: &mut Report) -> Result<()> {
-    let mut row = Measured::new("noisy_tenant", "ratio");
+    let mut row = Measured::new("noisy_tenant", "ratio").more_is_better();
     row.add("ours", quiet_ratio(size, 1_000_000, |domain| domain.tenant_share(0.25))?);
     row.add("ours without a share", quiet_ratio(size, 1_000_000, |domain| domain)?);
     row.add("ours without the noise", quiet_ratio(size, 0, |domain| domain.tenant_share(0.25))?);

@@ -44,6 +44,12 @@ impl Row {
         Self { name, unit, lower_is_better: unit != "op/s", subjects: Vec::new() }
     }
 
+    /// A row in which more is better, other than operations a second.
+    pub fn more_is_better(mut self) -> Self {
+        self.lower_is_better = false;
+        self
+    }
+
     /// Measures every subject once a round, A B A B.
     pub fn measure(&mut self, rounds: usize, subjects: &mut [(&str, &mut dyn FnMut() -> f64)]) {
         for _ in 0..rounds {
@@ -77,9 +83,12 @@ impl Report {
                 true => median(values) / ours,
                 false => ours / median(values),
             };
-            let better =
-                if subject == "ours" { String::new() } else { format!("ours is {against:.2} × as good") };
-            println!("  {subject:<44} {:>14.1}   ({low:.1} … {high:.1})   {better}", median(values));
+            let better = if subject.starts_with("ours") {
+                String::new()
+            } else {
+                format!("ours is {against:.2} × as good")
+            };
+            println!("  {subject:<44} {:>14.2}   ({low:.2} … {high:.2})   {better}", median(values));
         }
         self.rows.push(row);
     }
