@@ -6,10 +6,14 @@ use cache_redis::{RedisBus, RedisLink, RedisLocks, RedisSettings};
 use conformance::lock::LockFixture;
 use conformance::redis_server::RedisServer;
 
-async fn fixture() -> LockFixture {
+fn locks() -> Arc<RedisLocks> {
     let settings = RedisSettings::from_url(&RedisServer::shared_url()).expect("a URL");
     let bus = RedisBus::on(RedisLink::lazy(settings).expect("a link"));
-    LockFixture::new(Arc::new(RedisLocks::on(bus)))
+    Arc::new(RedisLocks::on(bus))
+}
+
+async fn fixture() -> LockFixture {
+    LockFixture::new(locks()).with_peer(locks())
 }
 
 conformance::lock_suite!(redis, crate::fixture);

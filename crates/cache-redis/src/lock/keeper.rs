@@ -62,6 +62,13 @@ impl Lease {
     }
 }
 
+impl Validity {
+    /// By our own clock as well: in a process that was paused the holder may ask before the keeper runs.
+    fn is_over(&self) -> bool {
+        self.lost || Instant::now() >= self.until
+    }
+}
+
 /// Watches over a holding until the guard lets go.
 pub(super) fn keep(holding: Holding, lease: Lease) -> impl HeldLock + use<> {
     let (tell, validity) = watch::channel(Validity { until: lease.until, lost: false });
@@ -86,8 +93,7 @@ impl HeldLock for Held {
         let mut validity = self.validity.clone();
         loop {
             let now = *validity.borrow_and_update();
-            // By our own clock as well: a process that was paused may get here before its keeper does.
-            if now.lost || Instant::now() >= now.until {
+            if now.is_over() {
                 return;
             }
             // An error means that the keeper is gone, with its runtime: then nobody renews.
@@ -115,12 +121,16 @@ impl Holding {
             biased;
             reply = &mut let_go => reply,
             () = self.renew_while_ours(sent, &validity) => {
-                self.say_lost(&validity);
+                say_lost(&validity);
                 // Not given up before the guard is: its holder may just be finishing.
                 let_go.await
             }
         };
-        let lost = { *validity.borrow() }.lost;
+        // The holder may have found out before the keeper did.
+        let lost = validity.borrow().is_over();
+        if lost {
+            say_lost(&validity);
+        }
         let Ok(reply) = reply else { return self.settle().await };
         let answer = if lost { Err(LockError::Lost) } else { self.release().await };
         let settled = matches!(answer, Ok(()));
@@ -134,7 +144,7 @@ impl Holding {
     async fn renew_while_ours(&self, sent: Instant, validity: &watch::Sender<Validity>) {
         let mut next = sent + self.ttl / 3;
         loop {
-            let until = { *validity.borrow() }.until;
+            let until = validity.borrow().until;
             tokio::time::sleep_until(next.min(until)).await;
             let asked = Instant::now();
             let renewing = server::renew(&self.shared.link, &self.names, &self.id, self.ttl);
@@ -157,12 +167,6 @@ impl Holding {
         }
     }
 
-    fn say_lost(&self, validity: &watch::Sender<Validity>) {
-        validity.send_modify(|validity| validity.lost = true);
-        counter!("lock_lost_total").increment(1);
-        tracing::warn!("a lock was lost while it was held: not renewed in time, or taken by another");
-    }
-
     async fn release(&self) -> Result<(), LockError> {
         let Shared { link, .. } = &*self.shared;
         match server::release(link, &self.names, &self.id, self.fence).await {
@@ -175,6 +179,14 @@ impl Holding {
 
     async fn settle(&self) {
         self.shared.settle(&self.names, &self.id, self.ttl).await;
+    }
+}
+
+/// Says it once.
+fn say_lost(validity: &watch::Sender<Validity>) {
+    if validity.send_if_modified(|validity| !std::mem::replace(&mut validity.lost, true)) {
+        counter!("lock_lost_total").increment(1);
+        tracing::warn!("a lock was lost while it was held: not renewed in time, or taken by another");
     }
 }
 

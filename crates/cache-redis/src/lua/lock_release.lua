@@ -18,5 +18,6 @@ if #dead > 0 then
   redis.call('ZREM', KEYS[3], unpack(dead))
 end
 local head = redis.call('ZRANGE', KEYS[3], 0, 0)[1]
-if head then redis.call('PUBLISH', ARGV[3] .. string.match(head, '^[^/]*'), head) end
+-- Who may not publish is no worse off than one whose message is lost: the next one asks by itself.
+if head then redis.pcall('PUBLISH', ARGV[3] .. string.match(head, '^[^/]*'), head) end
 return answer

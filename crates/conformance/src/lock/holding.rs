@@ -75,6 +75,40 @@ pub async fn a_held_lock_is_not_taken(f: LockFixture) {
     assert!(f.locks.try_acquire(&key, &LockOptions::default()).await.unwrap().is_some());
 }
 
+/// F1: what one instance holds no other gets, and what it releases every other may take.
+pub async fn a_lock_holds_for_every_instance(f: LockFixture) {
+    let key = f.key("k");
+    let held = f.locks.acquire(&key, &patient()).await.unwrap();
+    assert!(f.peer.try_acquire(&key, &LockOptions::default()).await.unwrap().is_none());
+    held.release().await.unwrap();
+    let held = f.peer.try_acquire(&key, &LockOptions::default()).await.unwrap().expect("it is free");
+    assert!(f.locks.try_acquire(&key, &LockOptions::default()).await.unwrap().is_none());
+    held.release().await.unwrap();
+}
+
+/// F2: a lock is held for as long as its guard lives, not for its TTL; the holder is not told that it is lost.
+pub async fn a_held_lock_outlives_its_ttl(f: LockFixture) {
+    let key = f.key("k");
+    let held = f.locks.acquire(&key, &patient().with_ttl(Duration::from_millis(200))).await.unwrap();
+    let told = tokio::time::timeout(Duration::from_millis(700), held.lost()).await;
+    assert!(told.is_err(), "it is held");
+    assert!(f.peer.try_acquire(&key, &LockOptions::default()).await.unwrap().is_none());
+    held.release().await.unwrap();
+}
+
+/// F5: the token grows from holder to holder, whichever instance they are on.
+pub async fn fencing_tokens_grow_across_instances(f: LockFixture) {
+    let key = f.key("k");
+    let mut last = FencingToken(0);
+    for round in 0..20 {
+        let locks = if round % 2 == 0 { &f.locks } else { &f.peer };
+        let guard = locks.acquire(&key, &patient()).await.unwrap();
+        assert!(guard.fence() > last, "{} after {last}", guard.fence());
+        last = guard.fence();
+        guard.release().await.unwrap();
+    }
+}
+
 /// F5: the token grows with every holding, also of a key that nobody used for a while.
 pub async fn fencing_tokens_only_grow(f: LockFixture) {
     let (key, other) = (f.key("k"), f.key("other"));

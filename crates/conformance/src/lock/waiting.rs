@@ -3,10 +3,11 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cache_core::{LockError, LockGuard, LockOptions};
+use cache_core::{LockError, LockGuard, LockOptions, Locks};
 
 use super::LockFixture;
 
@@ -23,7 +24,11 @@ type Acquiring<'a> = Pin<Box<dyn Future<Output = Result<LockGuard, LockError>> +
 /// Puts a waiter into the queue: polls until it has said that it waits. In-process it does so at its first poll,
 /// a remote one needs its round trip.
 async fn enqueue<'a>(f: &'a LockFixture, key: &'a str, options: &'a LockOptions) -> Acquiring<'a> {
-    let mut waiter: Acquiring<'a> = Box::pin(f.locks.acquire(key, options));
+    enqueue_on(&f.locks, key, options).await
+}
+
+async fn enqueue_on<'a>(locks: &'a Arc<dyn Locks>, key: &'a str, options: &'a LockOptions) -> Acquiring<'a> {
+    let mut waiter: Acquiring<'a> = Box::pin(locks.acquire(key, options));
     let soon = tokio::time::timeout(Duration::from_millis(100), &mut waiter).await;
     assert!(soon.is_err(), "the lock is held, so it waits");
     waiter
@@ -86,4 +91,59 @@ pub async fn a_lock_handed_to_a_dropped_waiter_passes_on(f: LockFixture) {
     assert!(second.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     drop(first);
     second.await.unwrap().release().await.unwrap();
+}
+
+/// F3: the next one is woken by the release, not by a poll. The median, since a remote one may miss a message.
+pub async fn a_release_wakes_the_next_one(f: LockFixture) {
+    let (key, options) = (f.key("k"), patient());
+    let mut times = Vec::new();
+    for _ in 0..9 {
+        let held = f.locks.acquire(&key, &options).await.unwrap();
+        let waiter = enqueue_on(&f.peer, &key, &options).await;
+        let released = Instant::now();
+        held.release().await.unwrap();
+        let taken = waiter.await.unwrap();
+        times.push(released.elapsed());
+        taken.release().await.unwrap();
+    }
+    times.sort();
+    assert!(times[4] < Duration::from_millis(250), "{times:?}");
+}
+
+/// F1, F4, F5, SH7: no two hold at the same time, and their tokens are in the order of their times, while others
+/// give up, are dropped, and drop their guards.
+pub async fn holders_never_overlap_while_others_give_up(f: LockFixture) {
+    let key = f.key("k");
+    let history = Arc::new(Mutex::new(Vec::new()));
+    let mut contenders = tokio::task::JoinSet::new();
+    for number in 0..12_u32 {
+        let (key, history) = (key.clone(), Arc::clone(&history));
+        let locks = if number % 2 == 0 { f.locks.clone() } else { f.peer.clone() };
+        contenders.spawn(async move {
+            for round in 0..12 {
+                let options = waiting(Duration::from_millis(1 + u64::from(rand::random::<u8>()) * 4));
+                let attempt = locks.acquire(&key, &options);
+                let patience = Duration::from_millis(if round % 4 == 0 { 3 } else { 5_000 });
+                let Ok(Ok(guard)) = tokio::time::timeout(patience, attempt).await else { continue };
+                let from = Instant::now();
+                tokio::task::yield_now().await;
+                // Written down before it lets go: from then on another may have it.
+                history.lock().unwrap().push((from, Instant::now(), guard.fence()));
+                if round % 3 == 0 {
+                    drop(guard);
+                } else {
+                    guard.release().await.unwrap();
+                }
+            }
+        });
+    }
+    contenders.join_all().await;
+    let mut history = std::mem::take(&mut *history.lock().unwrap());
+    history.sort();
+    assert!(history.len() >= 12, "{} held it", history.len());
+    for pair in history.windows(2) {
+        assert!(pair[0].1 <= pair[1].0, "two at the same time: {pair:?}");
+        assert!(pair[0].2 < pair[1].2, "tokens out of order: {pair:?}");
+    }
+    f.locks.acquire(&key, &patient()).await.unwrap().release().await.unwrap();
 }
