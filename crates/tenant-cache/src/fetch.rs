@@ -22,6 +22,7 @@ use std::time::Duration;
 use cache_core::cache::ClaimKind;
 use cache_core::{CacheError, Claim, LoadError, Stamp, Ttl};
 use futures_util::FutureExt;
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::ambient::carry;
@@ -450,24 +451,26 @@ pub(crate) fn is_lease(claim: &Claim) -> bool {
     matches!(claim.kind(), ClaimKind::Lease(_))
 }
 
-/// Pauses that grow, with jitter, until a deadline.
+/// Pauses that grow with what was waited already, with jitter, until a deadline: who waits for another instance's load
+/// waits at most a quarter longer than it takes.
 pub(crate) struct Polls {
-    deadline: tokio::time::Instant,
-    pause: Duration,
+    began: Instant,
+    wait: Duration,
 }
 
 impl Polls {
     pub(crate) fn until(wait: Duration) -> Self {
-        Self { deadline: tokio::time::Instant::now() + wait, pause: FIRST_POLL }
+        Self { began: Instant::now(), wait }
     }
 
     /// `false` when the deadline would pass.
     pub(crate) async fn pause(&mut self) -> bool {
-        if tokio::time::Instant::now() + self.pause > self.deadline {
+        let waited = self.began.elapsed();
+        let pause = (waited / 4).clamp(FIRST_POLL, LAST_POLL);
+        if waited + pause > self.wait {
             return false;
         }
-        tokio::time::sleep(self.pause.mul_f64(0.5 + rand::random::<f64>())).await;
-        self.pause = (self.pause * 2).min(LAST_POLL);
+        tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
         true
     }
 }
