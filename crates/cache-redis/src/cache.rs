@@ -53,7 +53,8 @@ impl RedisCacheOptions {
 /// A [`CacheService`] in Redis, shared by all instances that use the same server and key prefix.
 ///
 /// A hit is one `GET` on the shared connection. Every write carries an expiry. Every invalidation is announced
-/// in the same atomic step, also when nobody in this process listens.
+/// in the same atomic step, also when nobody in this process listens. Removing by prefix leaves what locks, rate
+/// limits and presence keep on the same server, and the bus's count, whatever the prefix: those are no entries.
 #[derive(Debug)]
 pub struct RedisCacheService {
     link: RedisLink,

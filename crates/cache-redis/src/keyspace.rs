@@ -30,6 +30,23 @@ impl ToRedisArgs for Prefixed<'_> {
 
 impl ToSingleRedisArg for Prefixed<'_> {}
 
+/// What the keys of locks, limits and presence begin with, also behind the brace that keeps several in one slot.
+/// They are no entries of the cache: removing them would free a lock that is held and grant a limit anew.
+const COORDINATION_ROOTS: [&str; 3] = ["lock:", "limit:", "presence:"];
+
+/// Whether a key of the server belongs to locks, limits or presence of the deployment with this prefix.
+pub(crate) fn is_coordination(prefix: &str, key: &[u8]) -> bool {
+    let key = key.strip_prefix(b"{").unwrap_or(key);
+    let Some(key) = key.strip_prefix(prefix.as_bytes()) else { return false };
+    COORDINATION_ROOTS.iter().any(|root| key.starts_with(root.as_bytes()))
+}
+
+/// Whether a key of the server counts the messages of the bus: `{<prefix>cache:…}:seq`.
+pub(crate) fn is_of_the_bus(prefix: &str, key: &[u8]) -> bool {
+    let inner = key.strip_prefix(b"{").and_then(|key| key.strip_prefix(prefix.as_bytes()));
+    inner.is_some_and(|key| key.starts_with(b"cache:"))
+}
+
 /// The bytes to store for a value.
 pub(crate) fn stored(value: Bytes) -> Bytes {
     match value.first() {
@@ -98,6 +115,30 @@ mod tests {
             assert_eq!(value(stored.to_vec()).as_deref(), Some(raw));
         }
         assert_eq!(value(marker(&[7; 16]).to_vec()), None);
+    }
+
+    /// A5: what locks, limits, presence and the bus keep is told from entries, with and without a prefix.
+    #[test]
+    fn entries_are_told_from_the_rest() {
+        let service = |prefix, key: &str| {
+            is_coordination(prefix, key.as_bytes()) || is_of_the_bus(prefix, key.as_bytes())
+        };
+        for key in [
+            "lock:a",
+            "{lock:a}:fence",
+            "limit:api:ann",
+            "{limit:api:ann}:x",
+            "presence:{acme}",
+            "presence:{acme}:d",
+            "{cache:invalidate}:seq",
+        ] {
+            assert!(service("", key), "{key}");
+            let prefixed = key.strip_prefix('{').map_or(format!("st:{key}"), |rest| format!("{{st:{rest}"));
+            assert!(service("st:", &prefixed) && !service("st:", key), "{prefixed}");
+        }
+        for key in ["locks:a", "acme:lock:a", "%6Cock:d:k", "limit", "{acme", "cache:k", "org:acme", ""] {
+            assert!(!service("", key), "{key}");
+        }
     }
 
     /// A5: every character of a glob is an ordinary one.

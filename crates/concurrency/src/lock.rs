@@ -51,6 +51,7 @@ impl Default for Shared {
 }
 
 impl LocalLocks {
+    #[tracing::instrument(name = "lock_wait", level = "debug", skip_all)]
     pub(crate) async fn acquire(&self, key: &str, options: &LockOptions) -> Result<LockGuard, LockError> {
         check(key, options)?;
         let started = Instant::now();

@@ -7,6 +7,7 @@ mod redis {
     mod cancelling;
     mod history;
     mod holding;
+    mod metrics;
     mod strange;
     mod waiting;
 }

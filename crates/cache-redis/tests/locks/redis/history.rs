@@ -41,7 +41,7 @@ async fn no_two_hold_at_the_same_time() {
                 let held = Held { from, to: Instant::now(), fence: guard.fence().0 };
                 history.lock().expect("not poisoned").push(held);
                 if rand::random_bool(0.3) {
-                    drop(guard)
+                    drop(guard);
                 } else {
                     let _ = guard.release().await;
                 }

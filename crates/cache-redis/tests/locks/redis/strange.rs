@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use cache_core::prelude::*;
 use cache_core::{BackendErrorKind, LockError, LockOptions};
+use cache_redis::{RedisBus, RedisCacheOptions, RedisCacheService, RedisLink, RedisLocks, RedisSettings};
 use conformance::redis_server::RedisServer;
 use conformance::resp::Reply;
 
@@ -87,5 +88,38 @@ async fn braces_in_names_are_escaped() {
             .await
             .expect("released");
         assert_eq!(server.command(&["EXISTS", fence]), Reply::Integer(1), "{name}");
+    }
+}
+
+/// A5: no prefix that entries are removed by reaches a lock, though both are in one Redis.
+#[tokio::test]
+async fn removing_entries_by_prefix_frees_no_lock() {
+    let server = RedisServer::start();
+    for prefix in ["", "staging:"] {
+        let settings =
+            RedisSettings::from_url(&server.url()).and_then(|settings| settings.with_key_prefix(prefix));
+        let bus = RedisBus::on(RedisLink::lazy(settings.expect("settings")).expect("a link"));
+        let locks = RedisLocks::on(bus.clone());
+        let cache = RedisCacheService::on(bus, RedisCacheOptions::default());
+        let guard = take(&locks).await;
+        server.command(&["SET", &format!("{prefix}limit:api:ann"), "5"]);
+        server.command(&["SET", &format!("{prefix}presence:{{acme}}"), "5"]);
+        for root in ["l", "lo", "lock:", "{", "{l", "limit", "p", "presence:{", "s", "c"] {
+            cache.set(&format!("{root}/entry"), &1, None).await.expect("set");
+            let removed = cache.invalidate_prefix(root).await.expect("invalidate_prefix");
+            assert!(removed <= 1, "{root}: {removed} were removed");
+            assert_eq!(cache.get::<u32>("lo/entry").await.expect("get"), None, "{root}");
+        }
+        assert_eq!(server.command(&["EXISTS", &format!("{prefix}limit:api:ann")]), Reply::Integer(1));
+        assert_eq!(server.command(&["EXISTS", &format!("{prefix}presence:{{acme}}")]), Reply::Integer(1));
+        assert_eq!(
+            server.command(&["EXISTS", &format!("{{{prefix}cache:invalidate}}:seq")]),
+            Reply::Integer(1)
+        );
+        let fence = guard.fence();
+        guard.release().await.expect("it was held all the time");
+        let next = take(&locks).await;
+        assert!(next.fence() > fence);
+        next.release().await.expect("released");
     }
 }
