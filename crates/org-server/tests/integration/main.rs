@@ -2,6 +2,7 @@
 
 mod binary;
 mod common;
+mod fencing;
 mod fleet;
 mod routes;
 mod store;

@@ -1,6 +1,6 @@
 //! Dropped at every point, and nothing is left.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cache_core::LockOptions;
 use cache_core::prelude::*;
@@ -8,7 +8,9 @@ use conformance::hygiene;
 use conformance::proxy::{Direction, Gate, Proxy};
 use conformance::redis_server::RedisServer;
 
-use crate::fleet::{instance, instance_behind, ms, only_the_fence_is_left, owner, queued, take, until};
+use crate::fleet::{
+    SLACK, instance, instance_behind, ms, only_the_fence_is_left, owner, queued, take, until,
+};
 
 /// F4: an attempt is dropped before its question reached the server; it is settled after it did.
 #[tokio::test]
@@ -66,7 +68,9 @@ async fn dropped_in_the_queue() {
         until("the waiter", || queued(&server) == 1).await;
         waiter.abort();
         assert!(waiter.await.is_err_and(|end| end.is_cancelled()));
+        let dropped = Instant::now();
         until("its end", || queued(&server) == 0).await;
+        assert!(dropped.elapsed() < SLACK, "not by the queue's expiry: {:?}", dropped.elapsed());
         assert_eq!(locks.waiting(), 0);
     }
     guard.release().await.expect("released");
