@@ -4,15 +4,19 @@ mod coherence;
 mod far;
 mod hit_ratio;
 mod limits;
+mod locks;
 mod memory;
 mod near;
+mod peers;
 mod report;
+mod resolve;
+mod server;
 mod setup;
 mod stampede;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::report::Report;
@@ -36,6 +40,9 @@ struct Options {
     stampede: Option<String>,
 }
 
+/// Measures a few rows.
+type Group = fn(Size, &mut Report) -> Result<()>;
+
 /// How much is measured.
 #[derive(Clone, Copy)]
 pub struct Size {
@@ -46,13 +53,14 @@ pub struct Size {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    setup::record_metrics();
     if let Some(redis) = &options.stampede {
         return stampede::second_process(redis);
     }
     let size = if options.quick { Size { rounds: 3, less: 8 } } else { Size { rounds: 5, less: 1 } };
     let mut report = Report::default();
     let wanted = |row: &str| row.starts_with(&options.row) || options.row.starts_with(row);
-    let groups: [(&str, fn(Size, &mut Report) -> Result<()>); 8] = [
+    let groups: [(&str, Group); 11] = [
         ("near_hit", near::run),
         ("far", far::run),
         ("stampede", stampede::run),
@@ -60,11 +68,14 @@ fn main() -> Result<()> {
         ("memory", memory::run),
         ("hit_ratio", hit_ratio::run),
         ("noisy", hit_ratio::noisy),
+        ("lock", locks::run),
         ("limit", limits::run),
+        ("resolve", resolve::run),
+        ("server", server::run),
     ];
     for (name, run) in groups {
         if wanted(name) {
-            run(size, &mut report)?;
+            run(size, &mut report).with_context(|| format!("the rows {name}"))?;
         }
     }
     report.write(&options.report)

@@ -2,7 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 
 use anyhow::Result;
 use cache_core::Scope;
@@ -12,7 +12,10 @@ use crate::Size;
 use crate::report::{Report, Row as Measured};
 use crate::setup::{HOUR, request, runtime};
 
-static HELD: AtomicUsize = AtomicUsize::new(0);
+/// Counted only while it is asked for: two threads that count in one place slow each other down, and every row
+/// would pay for it.
+static COUNTED: AtomicBool = AtomicBool::new(false);
+static HELD: AtomicIsize = AtomicIsize::new(0);
 
 /// The system's allocator, with a count of what is held.
 pub struct Counting;
@@ -20,15 +23,27 @@ pub struct Counting;
 // SAFETY: everything is passed on to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        HELD.fetch_add(layout.size(), Ordering::Relaxed);
+        count(layout.size() as isize);
         // SAFETY: as the caller promises.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
+        count(-(layout.size() as isize));
         // SAFETY: as the caller promises.
         unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size as isize - layout.size() as isize);
+        // SAFETY: as the caller promises.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+fn count(bytes: isize) {
+    if COUNTED.load(Ordering::Relaxed) {
+        HELD.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
@@ -81,9 +96,10 @@ fn key(n: usize) -> String {
 }
 
 fn per_entry(entries: usize, fill: impl FnOnce() -> Box<dyn std::any::Any>) -> f64 {
-    let before = HELD.load(Ordering::Relaxed);
+    HELD.store(0, Ordering::Relaxed);
+    COUNTED.store(true, Ordering::Relaxed);
     let filled = fill();
-    let held = HELD.load(Ordering::Relaxed).saturating_sub(before);
+    COUNTED.store(false, Ordering::Relaxed);
     drop(filled);
-    held as f64 / entries as f64
+    HELD.load(Ordering::Relaxed) as f64 / entries as f64
 }

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use conformance::redis_server::RedisServer;
-use metrics_exporter_prometheus::PrometheusBuilder;
 use tenant_cache::{RequestScope, TenantCache};
 use tokio::runtime::Runtime;
 
 use crate::Size;
+use crate::peers::{Hitbox, Tiers};
 use crate::report::{Report, Row as Measured};
 use crate::setup::{ENTRIES, HOUR, Row, keys, ours, per_operation, request, runtime, zipf};
 
@@ -27,7 +27,8 @@ struct Caches {
     mini: mini_moka::sync::Cache<String, Shared>,
     quick: quick_cache::sync::Cache<String, Shared>,
     cachet: cachet::Cache<String, Shared>,
-    tiers: multi_tier_cache::CacheManager,
+    tiers: Tiers,
+    hitbox: Hitbox,
 }
 
 impl Caches {
@@ -44,7 +45,8 @@ impl Caches {
                 .memory_with(|memory| memory.max_capacity(room).time_to_live(HOUR))
                 .stampede_protection()
                 .build(),
-            tiers: background.block_on(multi_tier(redis))?,
+            tiers: background.block_on(Tiers::new(redis))?,
+            hitbox: Hitbox::new(),
             background,
             _own: own,
             ours,
@@ -60,7 +62,8 @@ impl Caches {
             self.mini.insert(key.clone(), Arc::new(Row::of(key)));
             self.quick.insert(key.clone(), Arc::new(Row::of(key)));
             self.cachet.get_or_insert(key, || async { Arc::new(Row::of(key)) }).await.expect("it is made");
-            load_tiers(&self.tiers, key).await;
+            self.tiers.get(key).await;
+            self.hitbox.get(key).await;
         }
     }
 
@@ -93,7 +96,16 @@ impl Caches {
     fn tier_hits(&self, keys: &[String]) {
         self.background.block_on(async {
             for key in keys.iter().step_by(10) {
-                black_box(load_tiers(&self.tiers, key).await);
+                black_box(self.tiers.get(key).await);
+            }
+        });
+    }
+
+    /// Every tenth, as above.
+    fn hitbox_hits(&self, keys: &[String]) {
+        self.background.block_on(async {
+            for key in keys.iter().step_by(10) {
+                black_box(self.hitbox.get(key).await);
             }
         });
     }
@@ -108,8 +120,6 @@ impl Caches {
 }
 
 pub fn run(size: Size, report: &mut Report) -> Result<()> {
-    // As in production: whatever is counted is exported.
-    let _ = metrics::set_global_recorder(PrometheusBuilder::new().build_recorder());
     let (server, keys) = (RedisServer::start(), keys());
     let sequence: Vec<String> =
         zipf(ENTRIES, 0.9, OPERATIONS / size.less).into_iter().map(|at| keys[at].clone()).collect();
@@ -128,6 +138,7 @@ pub fn run(size: Size, report: &mut Report) -> Result<()> {
             ("moka::future try_get_with", &mut || one(&|keys| caches.moka_hits(keys))),
             ("cachet get_or_insert", &mut || one(&|keys| caches.cachet_hits(keys))),
             ("multi-tier-cache get_or_compute_typed", &mut || one(&|keys| caches.tier_hits(keys)) * 10.0),
+            ("hitbox-fn cached", &mut || one(&|keys| caches.hitbox_hits(keys)) * 10.0),
             ("bare mini-moka get", &mut || one(&|keys| caches.mini_hits(keys))),
         ],
     );
@@ -174,18 +185,4 @@ async fn fill(cache: &TenantCache<String, Row>, keys: &[String]) {
 fn block<F: Future>(work: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime starts");
     runtime.block_on(work)
-}
-
-async fn multi_tier(redis: &str) -> Result<multi_tier_cache::CacheManager> {
-    use multi_tier_cache::{CacheManager, L1Cache, L2Cache, MokaCacheConfig};
-    let l2 = L2Cache::with_url(redis).await?;
-    let l1 =
-        L1Cache::new(MokaCacheConfig { max_capacity: 2 * ENTRIES as u64, ..MokaCacheConfig::default() })?;
-    Ok(CacheManager::new(Arc::new(l1), Arc::new(l2)).await?)
-}
-
-async fn load_tiers(tiers: &multi_tier_cache::CacheManager, key: &str) -> Row {
-    let load = || async { Ok(Row::of(key)) };
-    let strategy = multi_tier_cache::CacheStrategy::Custom(HOUR);
-    tiers.get_or_compute_typed(key, strategy, load).await.expect("it is made")
 }

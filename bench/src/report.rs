@@ -78,7 +78,7 @@ impl Report {
         let ours = row.median("ours");
         println!("\n{} ({})", row.name, row.unit);
         for (subject, values) in &row.subjects {
-            let (low, high) = (least(values), most(values));
+            let (low, high) = (shown(least(values), row.unit), shown(most(values), row.unit));
             let against = match row.lower_is_better {
                 true => median(values) / ours,
                 false => ours / median(values),
@@ -88,7 +88,7 @@ impl Report {
             } else {
                 format!("ours is {against:.2} × as good")
             };
-            println!("  {subject:<44} {:>14.2}   ({low:.2} … {high:.2})   {better}", median(values));
+            println!("  {subject:<44} {:>12}   ({low} … {high})   {better}", shown(median(values), row.unit));
         }
         self.rows.push(row);
     }
@@ -129,6 +129,18 @@ impl Report {
         }
         println!("\nwritten to {}", path.display());
         Ok(())
+    }
+}
+
+/// A number as people read it.
+fn shown(value: f64, unit: &str) -> String {
+    match unit {
+        "ns/op" if value >= 1e6 => format!("{:.2} ms", value / 1e6),
+        "ns/op" if value >= 1e4 => format!("{:.1} µs", value / 1e3),
+        "ns/op" => format!("{value:.1} ns"),
+        "ratio" => format!("{value:.3}"),
+        "op/s" => format!("{value:.0}"),
+        _ => format!("{value:.1}"),
     }
 }
 

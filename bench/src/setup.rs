@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use cache_core::bus::BusHealth;
 use cache_core::{InvalidationBus, RequestContext, Scope, TenantId};
 use cache_redis::{BusPolicy, RedisBus, RedisCacheOptions, RedisCacheService, RedisLink, RedisSettings};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -84,6 +85,19 @@ pub fn ours(
     Ok((caches, cache))
 }
 
+/// As in production: whatever is counted is exported, and the exporter's upkeep runs.
+pub fn record_metrics() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder).expect("the only recorder");
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_secs(5));
+            handle.run_upkeep();
+        }
+    });
+}
+
 pub fn request() -> RequestContext {
     RequestContext::new(TenantId::new("acme").expect("an id"))
 }
@@ -96,4 +110,11 @@ pub fn runtime(threads: usize) -> Runtime {
 /// Nanoseconds per operation.
 pub fn per_operation(operations: usize, began: Instant) -> f64 {
     began.elapsed().as_nanos() as f64 / operations as f64
+}
+
+/// The value that so many (0 to 1) of them do not exceed.
+pub fn quantile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = (values.len() as f64 * share) as usize;
+    values.get(at.min(values.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
 }
