@@ -1,9 +1,11 @@
-//! The foundation in Redis: one link for cache and bus.
+//! The foundation in Redis: one link for cache, bus and locks.
 
 use std::sync::Arc;
 
 use cache_core::{CacheService, ConcurrencyService, InvalidationBus};
-use cache_redis::{RedisBus, RedisCacheOptions, RedisCacheService, RedisLink};
+use cache_redis::{
+    RedisBus, RedisCacheOptions, RedisCacheService, RedisConcurrencyService, RedisLink, RedisLocks,
+};
 use concurrency::LocalConcurrencyService;
 use secrecy::ExposeSecret;
 
@@ -29,7 +31,7 @@ pub(crate) async fn lay(
             (Arc::new(RedisCacheService::on(Arc::clone(&own_bus), options)), Far::Redis)
         }
     };
-    let (concurrency, coordination) = coordinate();
+    let (concurrency, coordination) = coordinate(&own_bus);
     Ok(Foundation {
         cache,
         far,
@@ -41,11 +43,13 @@ pub(crate) async fn lay(
     })
 }
 
-/// Locks, limits and presence. They are this process's own so far, also with Redis: said at the start and in
-/// health, since each instance then grants a whole limit, and a lock excludes nobody on another instance.
-fn coordinate() -> (Arc<dyn ConcurrencyService>, Coordination) {
-    tracing::warn!("locks, rate limits and presence are kept per process: Redis carries cache and bus only");
-    (Arc::new(LocalConcurrencyService::default()), Coordination::Process)
+/// Locks in Redis, for all instances. Limits and presence are this process's own so far: said at the start and in
+/// health, since each instance then grants a whole limit.
+fn coordinate(bus: &Arc<RedisBus>) -> (Arc<dyn ConcurrencyService>, Coordination) {
+    tracing::warn!("rate limits and presence are kept per process: Redis carries cache, bus and locks only");
+    let (locks, local) = (RedisLocks::on(Arc::clone(bus)), Arc::new(LocalConcurrencyService::default()));
+    let all = RedisConcurrencyService::new(locks, Arc::clone(&local) as Arc<_>, local);
+    (Arc::new(all), Coordination::Locks)
 }
 
 fn connect(redis: &RedisSettings) -> Result<RedisLink, AppError> {

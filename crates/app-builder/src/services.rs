@@ -46,6 +46,8 @@ pub(crate) enum Far {
 pub enum Coordination {
     /// This process: a lock excludes nobody elsewhere, each instance grants a whole limit.
     Process,
+    /// Locks reach all instances that share the Redis; limits and presence this process.
+    Locks,
     /// All instances that share the Redis.
     Fleet,
     /// The application's own service; it knows.
@@ -58,6 +60,7 @@ impl Coordination {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Process => "process",
+            Self::Locks => "locks",
             Self::Fleet => "fleet",
             Self::Own => "own",
         }

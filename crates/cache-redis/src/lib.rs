@@ -9,6 +9,7 @@
 //! | the cache | [`cache`]: [`RedisCacheService`] |
 //! | invalidations to and from other instances, and how far memory may be trusted | [`bus`]: [`RedisBus`] |
 //! | locks across instances | [`lock`]: [`RedisLocks`] |
+//! | locks, limits and presence as one object | [`concurrency`]: [`RedisConcurrencyService`] |
 //! | how errors of Redis are told apart | [`error`] |
 //! | keys on the server, escaping | `keyspace` · scripts: `script` and `lua/` · walking all keys: `scan` |
 //!
@@ -16,6 +17,7 @@
 
 pub mod bus;
 pub mod cache;
+pub mod concurrency;
 pub mod connection;
 pub mod error;
 mod hot;
@@ -28,6 +30,7 @@ pub mod settings;
 
 pub use bus::{BusPolicy, RedisBus};
 pub use cache::{RedisCacheOptions, RedisCacheService};
+pub use concurrency::RedisConcurrencyService;
 pub use connection::RedisLink;
 pub use error::CallError;
 pub use lock::RedisLocks;

@@ -28,7 +28,8 @@ pub struct Readiness {
     pub database: bool,
     /// Whether what other instances change is heard: `trusted`, `probing` or `down`.
     pub bus: &'static str,
-    /// How far locks and limits reach: `process`, `fleet` or `own`.
+    /// How far locks, limits and presence reach: `process`; `locks`: locks reach the fleet, the others this
+    /// process; `fleet`; `own`.
     pub coordination: &'static str,
     /// How long each took to answer.
     pub latency_ms: Latencies,

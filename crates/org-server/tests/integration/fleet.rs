@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use cache_core::LockOptions;
 use conformance::redis_server::RedisServer;
 use conformance::resp::Reply;
 use http::Method;
@@ -184,4 +185,23 @@ async fn killing_redis_degrades_and_a_restart_recovers() {
         fleet.one.org("acme").await.body["name"] == "Changed In The Light"
     })
     .await;
+}
+
+/// F1, F5: a lock that one server holds no other gets, and the next holder's token is higher; `/readyz` says how far
+/// that reaches.
+#[tokio::test]
+async fn a_lock_reaches_every_server() {
+    let fleet = Fleet::start().await;
+    for server in fleet.servers() {
+        assert_eq!(server.get("/readyz").send().await.body["coordination"], "locks");
+    }
+    let (one, two) = (fleet.one.state.app().locks(), fleet.two.state.app().locks());
+    let options = LockOptions::default();
+    let held = one.acquire("job", &options).await.expect("the lock");
+    assert!(two.try_acquire("job", &options).await.expect("asked").is_none());
+    let fence = held.fence();
+    held.release().await.expect("released");
+    let held = two.try_acquire("job", &options).await.expect("asked").expect("it is free");
+    assert!(held.fence() > fence);
+    held.release().await.expect("released");
 }

@@ -1,13 +1,15 @@
 //! The queue: order, wake-ups, and those who vanish from it.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use cache_core::prelude::*;
 use cache_core::{LockError, LockOptions};
 use conformance::redis_server::RedisServer;
 use tokio::sync::mpsc;
 
-use crate::fleet::{ALIVE, OWNER, SLACK, instance, ms, only_the_fence_is_left, queued, take, ttl, until};
+use crate::fleet::{
+    ALIVE, OWNER, QUEUE, SLACK, instance, ms, only_the_fence_is_left, queued, take, ttl, until,
+};
 
 /// F3: waiters are woken by the release, by messages between instances: each handover takes a small part of the
 /// second after which they would ask by themselves.
@@ -143,6 +145,23 @@ fn a_dead_waiter_is_passed_over() {
 /// Ends a runtime so that its tasks cannot say good-bye.
 fn kill(runtime: tokio::runtime::Runtime) {
     runtime.shutdown_background();
+}
+
+/// F1, F3: a free lock that somebody waits for is not snatched away: a newcomer neither gets it at once nor comes first.
+#[tokio::test]
+async fn a_newcomer_does_not_push_in() {
+    let server = RedisServer::start();
+    let locks = instance(&server.url());
+    // One who was woken a moment ago and has not asked yet.
+    let now = || SystemTime::UNIX_EPOCH.elapsed().expect("after 1970");
+    let soon = now() + ms(1_000);
+    server.command(&["ZADD", QUEUE, "1", "ff/1"]);
+    server.command(&["ZADD", ALIVE, &soon.as_millis().to_string(), "ff/1"]);
+    assert!(locks.try_acquire("k", &LockOptions::default()).await.expect("asked").is_none());
+    let taken = take(&locks).await;
+    assert!(now() + ms(1) >= soon, "only once the other was silent for too long");
+    taken.release().await.expect("released");
+    only_the_fence_is_left(&server).await;
 }
 
 /// F3: who waits keeps its place, however long: it is not taken for dead.
