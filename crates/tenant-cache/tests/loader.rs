@@ -153,45 +153,75 @@ async fn tags_of_the_loader_invalidate() {
     }
 }
 
+/// A cache whose loads read the row, and then wait to be let go on; each is tagged `t`.
+struct Slow {
+    reading: Arc<Notify>,
+    go: Arc<Semaphore>,
+    row: Arc<AtomicUsize>,
+}
+
+impl Slow {
+    fn new() -> Self {
+        let row = Arc::new(AtomicUsize::new(1));
+        Self { reading: Arc::new(Notify::new()), go: Arc::new(Semaphore::new(0)), row }
+    }
+
+    fn cache(&self, caches: &Caches) -> TenantCache<String, u64> {
+        let (at, pass, rows) = (Arc::clone(&self.reading), Arc::clone(&self.go), Arc::clone(&self.row));
+        let load = move |_: LoadRequest<String, u64>| {
+            let (at, pass, rows) = (Arc::clone(&at), Arc::clone(&pass), Arc::clone(&rows));
+            async move {
+                let row = rows.load(Ordering::SeqCst) as u64;
+                at.notify_one();
+                pass.acquire().await.unwrap().forget();
+                Ok::<_, io::Error>(Loaded::value(row).tag("t"))
+            }
+        };
+        caches.domain("rows").scope(Scope::Tenant).load_with(load).unwrap()
+    }
+}
+
+fn begin(cache: &TenantCache<String, u64>) -> tokio::task::JoinHandle<Option<u64>> {
+    let cache = cache.clone();
+    tokio::spawn(async move { plain(of("acme", async { cache.get(&"k".to_owned()).await }).await.unwrap()) })
+}
+
 /// SE3, E14, P3: a tag is invalidated while its value is being loaded, and nobody had met the tag before: the old value
 /// is answered and stored nowhere.
 #[tokio::test]
 async fn a_tag_of_the_loader_invalidated_during_the_load_is_noticed() {
     for far in [false, true] {
-        let hand = ManualClock::new();
+        let (hand, slow) = (ManualClock::new(), Slow::new());
         let caches = caches(&hand, far);
-        let (reading, go) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(0)));
-        let (at, pass) = (Arc::clone(&reading), Arc::clone(&go));
-        let row = Arc::new(AtomicUsize::new(1));
-        let rows = Arc::clone(&row);
-        let cache: TenantCache<String, u64> = caches
-            .domain("rows")
-            .scope(Scope::Tenant)
-            .load_with(move |_: LoadRequest<String, u64>| {
-                let (at, pass, rows) = (Arc::clone(&at), Arc::clone(&pass), Arc::clone(&rows));
-                async move {
-                    let row = rows.load(Ordering::SeqCst) as u64;
-                    at.notify_one();
-                    pass.acquire().await.unwrap().forget();
-                    Ok::<_, io::Error>(Loaded::value(row).tag("t"))
-                }
-            })
-            .unwrap();
-        let read = |cache: &TenantCache<String, u64>| {
-            let cache = cache.clone();
-            tokio::spawn(async move { of("acme", async { cache.get(&"k".to_owned()).await }).await })
-        };
-        let early = read(&cache);
-        reading.notified().await;
-        row.store(2, Ordering::SeqCst);
+        let cache = slow.cache(&caches);
+        let early = begin(&cache);
+        slow.reading.notified().await;
+        slow.row.store(2, Ordering::SeqCst);
         caches.invalidate_tag(Some(&tenant("acme")), "t").await.unwrap();
-        go.add_permits(1);
-        assert_eq!(plain(early.await.unwrap().unwrap()), Some(1), "it began before");
-        go.add_permits(1);
-        assert_eq!(plain(read(&cache).await.unwrap().unwrap()), Some(2), "far: {far}");
+        slow.go.add_permits(1);
+        assert_eq!(early.await.unwrap(), Some(1), "it began before");
+        slow.go.add_permits(1);
+        assert_eq!(begin(&cache).await.unwrap(), Some(2), "far: {far}");
         hand.advance(Duration::from_secs(11));
-        assert_eq!(plain(read(&cache).await.unwrap().unwrap()), Some(2), "far: {far}");
+        assert_eq!(begin(&cache).await.unwrap(), Some(2), "far: {far}");
     }
+}
+
+/// SE7, E14, P3: the same by another instance whose message does not arrive: the far tier alone tells.
+#[tokio::test]
+async fn a_tag_of_the_loader_invalidated_elsewhere_during_the_load_is_noticed() {
+    let (hand, slow) = (ManualClock::new(), Slow::new());
+    let far = Arc::new(MokaCacheService::builder().clock(hand.clock()).build().unwrap());
+    let instance = || Caches::builder().far(far.clone()).clock(hand.clock()).build().unwrap();
+    let (here, there) = (instance(), instance());
+    let (cache, other) = (slow.cache(&here), slow.cache(&there));
+    let early = begin(&cache);
+    slow.reading.notified().await;
+    slow.row.store(2, Ordering::SeqCst);
+    there.invalidate_tag(Some(&tenant("acme")), "t").await.unwrap();
+    slow.go.add_permits(2);
+    assert_eq!(early.await.unwrap(), Some(1), "it began before");
+    assert_eq!(begin(&other).await.unwrap(), Some(2), "nothing old was stored");
 }
 
 /// E9: an entry with more tags than it can carry is not stored: dropping one of them would break a promise.
