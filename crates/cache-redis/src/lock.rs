@@ -45,6 +45,10 @@ use crate::lock::waiters::Waiters;
 /// A TTL or a wait beyond this is taken for this: what a server and a clock can still add.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3_600);
 
+/// Numbers the attempts of this process, whichever locks they are made on: several may share a bus, and with it the
+/// name of the instance. The same id twice would be the same holder.
+static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
+
 /// What could not be settled at once and is tried again, at the same time. Beyond, the server's own expiry does
 /// it.
 const MAX_SETTLING: usize = 1_024;
@@ -73,8 +77,6 @@ struct Shared {
     link: RedisLink,
     bus: Arc<RedisBus>,
     waiters: Arc<Waiters>,
-    /// Numbers the attempts of this instance.
-    attempts: AtomicU64,
     settling: Semaphore,
     /// Wake-ups, and the news that some may have been missed.
     _listening: Mutex<[Subscription; 2]>,
@@ -92,7 +94,6 @@ impl RedisLocks {
             link: bus.link().clone(),
             bus,
             waiters,
-            attempts: AtomicU64::new(0),
             settling: Semaphore::new(MAX_SETTLING),
             _listening: Mutex::new(listening),
         }))
@@ -143,7 +144,7 @@ impl Shared {
         options.validate()?;
         // Without a runtime when this was made, listening begins here.
         self.bus.listen();
-        let id = Id::new(self.bus.instance(), self.attempts.fetch_add(1, Ordering::Relaxed));
+        let id = Id::new(self.bus.instance(), ATTEMPTS.fetch_add(1, Ordering::Relaxed));
         Ok(Place::new(Arc::clone(self), Names::of(&self.link, key), id, options.ttl.min(LONGEST)))
     }
 

@@ -6,12 +6,14 @@ use std::time::Instant;
 
 use cache_core::prelude::*;
 use cache_core::{LockError, LockGuard, LockOptions};
+use cache_redis::{RedisBus, RedisLink, RedisLocks, RedisSettings};
 use conformance::hygiene;
 use conformance::proxy::Proxy;
 use conformance::redis_server::RedisServer;
 
 use crate::fleet::{
-    FENCE, OWNER, SLACK, instance, instance_behind, ms, only_the_fence_is_left, owner, take, ttl, until,
+    FENCE, OWNER, SLACK, instance, instance_behind, ms, only_the_fence_is_left, owner, queued, take, ttl,
+    until,
 };
 
 /// F2: a lock that is held is renewed: nobody else gets it, for as long as it is held.
@@ -29,6 +31,22 @@ async fn a_held_lock_outlives_its_ttl() {
     assert!(tokio::time::timeout(ms(10), guard.lost()).await.is_err(), "it is held");
     guard.release().await.expect("released");
     take(&there).await.release().await.expect("released");
+    only_the_fence_is_left(&server).await;
+}
+
+/// F1: two services on one bus are two contenders, though they are one instance to everybody else.
+#[tokio::test]
+async fn two_services_on_one_bus_exclude_each_other() {
+    let server = RedisServer::start();
+    let link = RedisLink::lazy(RedisSettings::from_url(&server.url()).expect("a URL")).expect("a link");
+    let bus = RedisBus::on(link);
+    let (one, two) = (RedisLocks::on(bus.clone()), RedisLocks::on(bus));
+    let guard = take(&one).await;
+    assert!(two.try_acquire("k", &LockOptions::default()).await.expect("asked").is_none());
+    let waiter = tokio::spawn(async move { take(&two).await });
+    until("the waiter", || queued(&server) == 1).await;
+    guard.release().await.expect("released");
+    waiter.await.expect("no panic").release().await.expect("released");
     only_the_fence_is_left(&server).await;
 }
 
