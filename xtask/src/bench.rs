@@ -16,13 +16,26 @@ pub(crate) struct Options {
     row: Option<String>,
 }
 
+impl Options {
+    fn wants(&self, row: &str) -> bool {
+        self.row.as_deref().is_none_or(|wanted| row.starts_with(wanted) || wanted.starts_with(row))
+    }
+}
+
 /// Builds and runs the `bench` workspace; the table goes to the terminal, the numbers to
-/// `target/bench/report.json`.
+/// `target/bench/report.json`. The row `server` asks the real server, which is built for it.
 pub(crate) fn run(options: &Options) -> Result<()> {
     redis::ensure()?;
     let target = process::root().join("target/bench");
+    let build = target.join("build");
     let mut command = cargo();
-    command.current_dir(process::root().join("bench")).env("CARGO_TARGET_DIR", target.join("build"));
+    command.current_dir(process::root().join("bench")).env("CARGO_TARGET_DIR", &build);
+    if options.wants("server") {
+        let mut server = cargo();
+        server.args(["build", "--release", "--locked", "-p", "org-server"]).env("CARGO_TARGET_DIR", &build);
+        process::run(&mut server)?;
+        command.env("ORG_SERVER", build.join("release/org-server"));
+    }
     command.args(["run", "--release", "--locked", "--", "--report"]).arg(target.join("report.json"));
     if options.quick {
         command.arg("--quick");

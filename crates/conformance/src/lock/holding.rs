@@ -89,8 +89,8 @@ pub async fn a_lock_holds_for_every_instance(f: LockFixture) {
 /// F2: a lock is held for as long as its guard lives, not for its TTL; the holder is not told that it is lost.
 pub async fn a_held_lock_outlives_its_ttl(f: LockFixture) {
     let key = f.key("k");
-    let held = f.locks.acquire(&key, &patient().with_ttl(Duration::from_millis(200))).await.unwrap();
-    let told = tokio::time::timeout(Duration::from_millis(700), held.lost()).await;
+    let held = f.locks.acquire(&key, &patient().with_ttl(Duration::from_secs(1))).await.unwrap();
+    let told = tokio::time::timeout(Duration::from_millis(2_500), held.lost()).await;
     assert!(told.is_err(), "it is held");
     assert!(f.peer.try_acquire(&key, &LockOptions::default()).await.unwrap().is_none());
     held.release().await.unwrap();
