@@ -5,8 +5,9 @@ use std::sync::Arc;
 use cache_core::{CacheService, ConcurrencyService, InvalidationBus};
 use cache_redis::{
     RedisBus, RedisCacheOptions, RedisCacheService, RedisConcurrencyService, RedisLink, RedisLocks,
+    RedisRateLimits,
 };
-use concurrency::LocalConcurrencyService;
+use concurrency::{FleetRateLimits, LocalConcurrencyService};
 use secrecy::ExposeSecret;
 
 use crate::assembly::Foundation;
@@ -43,12 +44,14 @@ pub(crate) async fn lay(
     })
 }
 
-/// Locks in Redis, for all instances. Limits and presence are this process's own so far: said at the start and in
-/// health, since each instance then grants a whole limit.
+/// Locks and limits in Redis, for all instances; while Redis is away, limits that need not fail closed are counted
+/// in this process. Presence is this process's own so far: said at the start and in health.
 fn coordinate(bus: &Arc<RedisBus>) -> (Arc<dyn ConcurrencyService>, Coordination) {
-    tracing::warn!("rate limits and presence are kept per process: Redis carries cache, bus and locks only");
-    let (locks, local) = (RedisLocks::on(Arc::clone(bus)), Arc::new(LocalConcurrencyService::default()));
-    let all = RedisConcurrencyService::new(locks, Arc::clone(&local) as Arc<_>, local);
+    tracing::warn!("presence is kept per process: Redis carries cache, bus, locks and rate limits only");
+    let locks = RedisLocks::on(Arc::clone(bus));
+    let limits = FleetRateLimits::new(Arc::new(RedisRateLimits::on(bus.link().clone())));
+    let presence = Arc::new(LocalConcurrencyService::default());
+    let all = RedisConcurrencyService::new(locks, Arc::new(limits), presence);
     (Arc::new(all), Coordination::Locks)
 }
 

@@ -46,7 +46,7 @@ pub(crate) enum Far {
 pub enum Coordination {
     /// This process: a lock excludes nobody elsewhere, each instance grants a whole limit.
     Process,
-    /// Locks reach all instances that share the Redis; limits and presence this process.
+    /// Locks and limits reach all instances that share the Redis; presence this process.
     Locks,
     /// All instances that share the Redis.
     Fleet,

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | a cache of bytes and its typed calls | [`cache`]: [`CacheService`], [`CacheServiceExt`] |
 //! | locks with fencing tokens | [`lock`]: [`Locks`], [`LockGuard`] |
-//! | rate limits | [`rate_limit`]: [`RateLimits`], [`Quota`], [`Decision`] |
+//! | rate limits | [`rate_limit`]: [`RateLimits`], [`Quota`], [`Decision`] · their arithmetic: [`gcra`] |
 //! | who is connected | [`presence`]: [`Presence`] |
 //! | the three above as one object | [`concurrency`]: [`ConcurrencyService`] |
 //! | telling other instances what changed | [`bus`]: [`InvalidationBus`], [`Trust`] |
@@ -28,6 +28,7 @@ pub mod codec;
 pub mod concurrency;
 pub mod context;
 pub mod error;
+pub mod gcra;
 pub mod key;
 pub mod lock;
 #[cfg(feature = "mock")]

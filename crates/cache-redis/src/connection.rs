@@ -7,7 +7,7 @@ use std::time::Duration;
 use cache_core::{BackendError, BackendErrorKind, Clock};
 use deadpool_redis::{Manager, Pool, PoolError, Runtime, Timeouts};
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, Client, FromRedisValue, RedisError};
+use redis::{AsyncConnectionConfig, Client, FromRedisValue, RedisError, RedisResult};
 
 use crate::error::CallError;
 use crate::hot::{Hot, Work};
@@ -142,6 +142,18 @@ impl RedisLink {
         settle(admission, answer)
     }
 
+    /// As [`call`](Self::call), for work that must not be done twice: when the connection turns out to be gone,
+    /// that is the outcome.
+    pub(crate) async fn call_once<T: FromRedisValue + Send>(
+        &self,
+        operation: &'static str,
+        work: &impl Work,
+    ) -> Result<T, CallError> {
+        let admission = self.0.breaker.admit().map_err(|wait| circuit_open(operation, wait))?;
+        let answer = self.0.hot.perform_once(work).await;
+        settle(admission, self.named(operation, answer))
+    }
+
     /// As [`call`](Self::call), whatever the breaker says: for heartbeats, which have a pace of their own and
     /// find a server that is back.
     pub(crate) async fn sign_of_life<T: FromRedisValue + Send>(
@@ -159,7 +171,10 @@ impl RedisLink {
         operation: &'static str,
         work: &impl Work,
     ) -> Result<T, CallError> {
-        let answer = self.0.hot.perform(work).await;
+        self.named(operation, self.0.hot.perform(work).await)
+    }
+
+    fn named<T>(&self, operation: &'static str, answer: RedisResult<T>) -> Result<T, CallError> {
         answer.map_err(|error| CallError::new(operation, &error, self.0.settings.response_timeout))
     }
 

@@ -70,9 +70,19 @@ struct Slot {
 }
 
 /// One connection, with the number that tells it from its predecessors.
+#[derive(Clone)]
 struct Live {
     number: u32,
     connection: MultiplexedConnection,
+}
+
+impl Live {
+    async fn perform<T: FromRedisValue + Send>(mut self, slot: &Slot, work: &impl Work) -> RedisResult<T> {
+        let waiting = Waiting { slot, number: self.number, answered: false };
+        let answer = work.perform(&mut self.connection).await;
+        waiting.ended(answer.as_ref().err());
+        answer
+    }
 }
 
 /// How long the present connection has been silent. Beside it and not in it, so that a call that is answered
@@ -107,7 +117,7 @@ impl Hot {
 
     /// The connection there is, or a new one.
     pub(crate) async fn connection(&self) -> RedisResult<MultiplexedConnection> {
-        Ok(self.live().await?.1)
+        Ok(self.live().await?.connection)
     }
 
     /// Does some work. When the connection turns out to be gone, once more on a new one: an idle connection
@@ -115,18 +125,19 @@ impl Hot {
     pub(crate) async fn perform<T: FromRedisValue + Send>(&self, work: &impl Work) -> RedisResult<T> {
         let mut once_more = true;
         loop {
-            let (number, mut connection) = self.live().await?;
-            let waiting = Waiting { slot: &self.0, number, answered: false };
-            let answer = work.perform(&mut connection).await;
-            waiting.ended(answer.as_ref().err());
-            match answer {
+            match self.live().await?.perform(&self.0, work).await {
                 Err(error) if once_more && error.is_connection_dropped() => once_more = false,
                 answer => return answer,
             }
         }
     }
 
-    async fn live(&self) -> RedisResult<(u32, MultiplexedConnection)> {
+    /// Does some work, once.
+    pub(crate) async fn perform_once<T: FromRedisValue + Send>(&self, work: &impl Work) -> RedisResult<T> {
+        self.live().await?.perform(&self.0, work).await
+    }
+
+    async fn live(&self) -> RedisResult<Live> {
         match self.0.current() {
             Some(live) => Ok(live),
             // Boxed, since it is rare, and would make the future of every call large.
@@ -134,7 +145,7 @@ impl Hot {
         }
     }
 
-    async fn new_one(&self) -> RedisResult<(u32, MultiplexedConnection)> {
+    async fn new_one(&self) -> RedisResult<Live> {
         let slot = &self.0;
         let seen = slot.attempts.load(Ordering::Acquire);
         let mut failure = slot.connecting.lock().await;
@@ -158,16 +169,17 @@ impl Hot {
 }
 
 impl Slot {
-    fn current(&self) -> Option<(u32, MultiplexedConnection)> {
-        self.current.load().as_ref().map(|live| (live.number, live.connection.clone()))
+    fn current(&self) -> Option<Live> {
+        self.current.load().as_ref().map(|live| Live::clone(live))
     }
 
-    async fn connect(self: Arc<Self>) -> RedisResult<(u32, MultiplexedConnection)> {
+    async fn connect(self: Arc<Self>) -> RedisResult<Live> {
         let connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         self.silence.end();
-        self.current.store(Some(Arc::new(Live { number, connection: connection.clone() })));
-        Ok((number, connection))
+        let live = Live { number, connection };
+        self.current.store(Some(Arc::new(live.clone())));
+        Ok(live)
     }
 
     fn is_current(&self, number: u32) -> bool {

@@ -9,6 +9,7 @@
 //! | the cache | [`cache`]: [`RedisCacheService`] |
 //! | invalidations to and from other instances, and how far memory may be trusted | [`bus`]: [`RedisBus`] |
 //! | locks across instances | [`lock`]: [`RedisLocks`] |
+//! | rate limits across instances | [`rate_limit`]: [`RedisRateLimits`] |
 //! | locks, limits and presence as one object | [`concurrency`]: [`RedisConcurrencyService`] |
 //! | how errors of Redis are told apart | [`error`] |
 //! | keys on the server, escaping | `keyspace` · scripts: `script` and `lua/` · walking all keys: `scan` |
@@ -24,6 +25,7 @@ mod hot;
 mod keyspace;
 pub mod lock;
 pub mod policy;
+pub mod rate_limit;
 mod scan;
 mod script;
 pub mod settings;
@@ -34,4 +36,5 @@ pub use concurrency::RedisConcurrencyService;
 pub use connection::RedisLink;
 pub use error::CallError;
 pub use lock::RedisLocks;
+pub use rate_limit::RedisRateLimits;
 pub use settings::{RedisSettings, SettingsError};

@@ -46,6 +46,10 @@ prepared! {
     INVALIDATE = "invalidate";
     /// Proves that the server still takes writes, and tells only this instance.
     BEAT = "beat";
+    /// Takes units of a token bucket.
+    LIMIT_BUCKET = "limit_bucket";
+    /// Takes units of a fixed window.
+    LIMIT_WINDOW = "limit_window";
     /// Takes a lock, or a place in its queue.
     LOCK_ACQUIRE = "lock_acquire";
     /// Ends a holding and wakes who is next.
@@ -75,6 +79,11 @@ impl<K: ToRedisArgs + Sync> Invocation<'_, K> {
     /// does no harm.
     pub(crate) async fn run<T: FromRedisValue + Send>(&self, link: &RedisLink) -> Result<T, CallError> {
         link.call(self.script.operation, self).await
+    }
+
+    /// As [`run`](Self::run), but never twice.
+    pub(crate) async fn run_once<T: FromRedisValue + Send>(&self, link: &RedisLink) -> Result<T, CallError> {
+        link.call_once(self.script.operation, self).await
     }
 
     /// As [`run`](Self::run), as a sign of life: also while the circuit breaker is open.

@@ -6,16 +6,17 @@
 //! |---|---|
 //! | all three as one object | [`LocalConcurrencyService`] |
 //! | locks | `lock` |
-//! | rate limits, and their arithmetic | `rate_limit`, [`gcra`] |
+//! | rate limits, and those a store counts for a fleet | `rate_limit`: [`FleetRateLimits`] · their arithmetic: [`gcra`] |
 //! | presence | `presence` |
 //! | the invalidation bus | [`LocalBus`] |
 
 mod bus;
-pub mod gcra;
 mod lock;
 mod presence;
 mod rate_limit;
 mod service;
 
 pub use bus::LocalBus;
+pub use cache_core::gcra;
+pub use rate_limit::{FleetRateLimits, FleetRateLimitsBuilder};
 pub use service::{LocalConcurrencyBuilder, LocalConcurrencyService};

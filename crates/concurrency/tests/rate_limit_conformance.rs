@@ -1,0 +1,20 @@
+//! The suite every backend of rate limits must pass, in process.
+
+use std::sync::Arc;
+
+use concurrency::{FleetRateLimits, LocalConcurrencyService};
+use conformance::rate_limit::RateLimitFixture;
+
+async fn local() -> RateLimitFixture {
+    RateLimitFixture::new(Arc::new(LocalConcurrencyService::new()))
+}
+
+/// Two instances with one store.
+async fn two_instances() -> RateLimitFixture {
+    let store = Arc::new(LocalConcurrencyService::new());
+    let instance = || Arc::new(FleetRateLimits::new(store.clone()));
+    RateLimitFixture::new(instance()).with_peer(instance())
+}
+
+conformance::rate_limit_suite!(local, crate::local);
+conformance::rate_limit_suite!(two_instances, crate::two_instances);
