@@ -152,7 +152,7 @@ fn handoff(
     report.at_most("lock_handoff: ours p99 / a round trip", p99 / row.median("bare round trip"), 3.0);
     report.at_least(
         "lock_handoff: polling p50 / ours p50",
-        { row.median("polling every 50 ms") / row.median("ours") },
+        row.median("polling every 50 ms") / row.median("ours"),
         20.0,
     );
     report.at_least(

@@ -50,6 +50,7 @@ impl Count {
 ///
 /// A clock that was put back, or a period that became shorter, delays nobody by more than one period.
 #[must_use]
+#[inline]
 pub fn check(quota: &Quota, count: Option<Count>, now: u64, cost: u32) -> (Decision, Option<Count>) {
     let latest = now.saturating_add(micros(quota.per));
     match (quota.algorithm, count) {
@@ -78,12 +79,14 @@ pub fn check(quota: &Quota, count: Option<Count>, now: u64, cost: u32) -> (Decis
 
 /// What a cost takes of a token bucket, in microseconds.
 #[must_use]
+#[inline]
 pub fn price(quota: &Quota, cost: u32) -> u64 {
     share(cost.into(), micros(quota.per), quota.limit.into())
 }
 
 /// The decision on a token bucket that is full again in `used` microseconds, after what was decided.
 #[must_use]
+#[inline]
 pub fn bucket(quota: &Quota, cost: u32, allowed: bool, used: u64) -> Decision {
     let (limit, per) = (u64::from(quota.limit), micros(quota.per));
     let unit = (per / limit).max(1);
@@ -103,6 +106,7 @@ pub fn bucket(quota: &Quota, cost: u32, allowed: bool, used: u64) -> Decision {
 
 /// The decision on a fixed window with `taken` units that ends in `left` microseconds, after what was decided.
 #[must_use]
+#[inline]
 pub fn window(quota: &Quota, allowed: bool, taken: u32, left: u64) -> Decision {
     let left = if taken == 0 { Duration::ZERO } else { Duration::from_micros(left) };
     Decision {
@@ -117,6 +121,7 @@ pub fn window(quota: &Quota, allowed: bool, taken: u32, left: u64) -> Decision {
 
 /// A time in whole microseconds.
 #[must_use]
+#[inline]
 pub fn micros(time: Duration) -> u64 {
     time.as_secs().saturating_mul(1_000_000).saturating_add(time.subsec_micros().into())
 }

@@ -42,6 +42,10 @@ pub fn validate(key: &str) -> Result<(), KeyError> {
     if key.len() > MAX_KEY_BYTES {
         return Err(KeyError::TooLong { bytes: key.len(), limit: MAX_KEY_BYTES });
     }
+    // Nearly every key.
+    if key.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Ok(());
+    }
     match key.char_indices().find(|(_, char)| char.is_control()) {
         Some((at, _)) => Err(KeyError::ControlCharacter { at }),
         None => Ok(()),

@@ -45,6 +45,14 @@ impl LocalConcurrencyService {
         LocalConcurrencyBuilder::default()
     }
 
+    /// [`RateLimits::check`] without a future: within this process there is nothing to wait for.
+    ///
+    /// # Errors
+    /// As [`RateLimits::check`], but never [`RateLimitError::Unavailable`].
+    pub fn check_now(&self, quota: &Quota, key: &str, cost: u32) -> Result<Decision, RateLimitError> {
+        self.limits.check(quota, key, cost)
+    }
+
     /// Keys, counts and members kept in memory now; for tests and diagnostics.
     #[must_use]
     pub fn kept(&self) -> usize {
@@ -127,7 +135,7 @@ impl Locks for LocalConcurrencyService {
 #[async_trait]
 impl RateLimits for LocalConcurrencyService {
     async fn check(&self, quota: &Quota, key: &str, cost: u32) -> Result<Decision, RateLimitError> {
-        self.limits.check(quota, key, cost)
+        self.check_now(quota, key, cost)
     }
 }
 

@@ -1,18 +1,17 @@
 //! What is kept by quota and key: bounded, and forgotten when it has ended. A quota that changes its algorithm begins
 //! anew.
 
-use std::borrow::Cow;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
 use cache_core::{Algorithm, Quota};
-use hashbrown::HashTable;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use metrics::counter;
 use parking_lot::Mutex;
 
 const SHARDS: usize = 64;
 
 /// Below this many entries a shard is not swept.
-const MIN_SWEEP: usize = 64;
+const MIN_SWEEP: usize = 256;
 
 /// Something that is worth nothing from a point in time on.
 pub(super) trait Ends: Copy {
@@ -21,10 +20,13 @@ pub(super) trait Ends: Copy {
 }
 
 /// A table by quota and key. Looking something up builds no key.
+///
+/// Its hash is quick rather than proof against those who choose their keys: what they could slow down is one shard,
+/// and that has a bound.
 #[derive(Debug)]
 pub(super) struct Counts<V> {
     shards: Box<[Mutex<Shard<V>>]>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     max_per_shard: usize,
 }
 
@@ -37,9 +39,8 @@ struct Shard<V> {
 #[derive(Debug)]
 struct Entry<V> {
     hash: u64,
-    algorithm: Algorithm,
-    quota: Cow<'static, str>,
-    key: Box<str>,
+    /// The quota's algorithm and name and the key, in one place: small entries are found sooner.
+    text: Box<str>,
     value: V,
 }
 
@@ -48,7 +49,7 @@ impl<V: Ends> Counts<V> {
         let shard = || Mutex::new(Shard { entries: HashTable::new(), sweep_at: MIN_SWEEP });
         Self {
             shards: (0..SHARDS).map(|_| shard()).collect(),
-            hasher: RandomState::new(),
+            hasher: DefaultHashBuilder::default(),
             max_per_shard: max.div_ceil(SHARDS).max(1),
         }
     }
@@ -60,26 +61,27 @@ impl<V: Ends> Counts<V> {
         shard.entries.find(hash, |entry| entry.is(quota, key)).map(|entry| entry.value)
     }
 
-    /// Decides on what there is, and keeps what that gives, in one step.
+    /// Decides on what there is, and keeps what that leaves, in one step.
     pub(super) fn update<T>(
         &self,
         quota: &Quota,
         key: &str,
         now: u64,
-        decide: impl FnOnce(Option<V>) -> (T, Option<V>),
+        decide: impl FnOnce(&mut Option<V>) -> T,
     ) -> T {
         let hash = self.hash(quota, key);
         let mut shard = self.shard(hash).lock();
         if let Some(entry) = shard.entries.find_mut(hash, |entry| entry.is(quota, key)) {
-            let (answer, new) = decide(Some(entry.value));
-            entry.value = new.unwrap_or(entry.value);
+            let mut value = Some(entry.value);
+            let answer = decide(&mut value);
+            entry.value = value.unwrap_or(entry.value);
             return answer;
         }
-        let (answer, new) = decide(None);
-        if let Some(value) = new {
+        let mut value = None;
+        let answer = decide(&mut value);
+        if let Some(value) = value {
             shard.make_room(now, self.max_per_shard);
-            let entry =
-                Entry { hash, algorithm: quota.algorithm, quota: quota.name.clone(), key: key.into(), value };
+            let entry = Entry { hash, text: text(quota, key), value };
             shard.entries.insert_unique(hash, entry, |entry| entry.hash);
         }
         answer
@@ -96,7 +98,7 @@ impl<V: Ends> Counts<V> {
     }
 
     fn hash(&self, quota: &Quota, key: &str) -> u64 {
-        self.hasher.hash_one((quota.algorithm, &*quota.name, key))
+        self.hasher.hash_one((mark(quota), &*quota.name, key))
     }
 
     fn shard(&self, hash: u64) -> &Mutex<Shard<V>> {
@@ -139,6 +141,27 @@ impl<V: Ends> Shard<V> {
 
 impl<V> Entry<V> {
     fn is(&self, quota: &Quota, key: &str) -> bool {
-        *self.key == *key && self.quota == quota.name && self.algorithm == quota.algorithm
+        let text = self.text.as_bytes();
+        let Some((head, tail)) = text.split_at_checked(quota.name.len() + 2) else { return false };
+        tail == key.as_bytes() && head[0] == mark(quota) && head[1..head.len() - 1] == *quota.name.as_bytes()
     }
+}
+
+/// Neither names nor keys have control characters in them.
+const BETWEEN: char = '\0';
+
+fn mark(quota: &Quota) -> u8 {
+    match quota.algorithm {
+        Algorithm::FixedWindow => b'w',
+        _ => b'b',
+    }
+}
+
+fn text(quota: &Quota, key: &str) -> Box<str> {
+    let mut text = String::with_capacity(quota.name.len() + key.len() + 2);
+    text.push(mark(quota).into());
+    text.push_str(&quota.name);
+    text.push(BETWEEN);
+    text.push_str(key);
+    text.into()
 }

@@ -138,13 +138,13 @@ impl RateLimits for FleetRateLimits {
         let Shared { store, clock, meters, .. } = &*self.0;
         let started = clock.now();
         if let Some(decision) = self.0.denied(quota, key, micros(started), cost) {
-            meters.record(quota, &decision, clock.now().since(started));
+            meters.unasked(quota, &decision, clock, started);
             return Ok(decision);
         }
         match store.check(quota, key, cost).await {
             Ok(decision) => {
                 self.0.remember(quota, key, micros(started), &decision);
-                meters.record(quota, &decision, clock.now().since(started));
+                meters.asked(quota, &decision, clock.now().since(started));
                 Ok(decision)
             }
             Err(error @ RateLimitError::Unavailable { .. }) => self.0.without_store(quota, key, cost, error),
@@ -168,8 +168,10 @@ impl Shared {
             Count::Bucket(arrival) => arrival.min(asked.saturating_add(BELIEVED)),
             Count::Window { ends, .. } => ends,
         };
-        self.denied.update(quota, key, asked, |before| {
-            ((), (before.is_some() || !decision.allowed).then_some(Denial { count, until }))
+        self.denied.update(quota, key, asked, |denial| {
+            if denial.is_some() || !decision.allowed {
+                *denial = Some(Denial { count, until });
+            }
         });
     }
 

@@ -42,8 +42,12 @@ impl LocalRateLimits {
         let Shared { counts, clock, meters } = &*self.0;
         let started = clock.now();
         let now = micros(started);
-        let decision = counts.update(quota, key, now, |count| gcra::check(quota, count, now, cost));
-        meters.record(quota, &decision, clock.now().since(started));
+        let decision = counts.update(quota, key, now, |count| {
+            let (decision, new) = gcra::check(quota, *count, now, cost);
+            *count = new.or(*count);
+            decision
+        });
+        meters.unasked(quota, &decision, clock, started);
         Ok(decision)
     }
 
