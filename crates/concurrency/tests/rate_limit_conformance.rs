@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use concurrency::{FleetRateLimits, LocalConcurrencyService};
+use conformance::faults::ChaosConcurrency;
 use conformance::rate_limit::RateLimitFixture;
 
 async fn local() -> RateLimitFixture {
     RateLimitFixture::new(Arc::new(LocalConcurrencyService::new()))
 }
 
-/// Two instances with one store.
+/// Two instances with one store, behind open gates.
 async fn two_instances() -> RateLimitFixture {
-    let store = Arc::new(LocalConcurrencyService::new());
+    let store = Arc::new(ChaosConcurrency::new(Arc::new(LocalConcurrencyService::new())));
     let instance = || Arc::new(FleetRateLimits::new(store.clone()));
     RateLimitFixture::new(instance()).with_peer(instance())
 }

@@ -1,4 +1,5 @@
-//! A [`CacheService`] that fails when it is told to: for tests of what is built on one.
+//! Twins of the contracts that fail when they are told to, for tests of what is built on them: [`ChaosCache`] of a
+//! [`CacheService`], [`ChaosConcurrency`] of locks, limits and presence.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -15,18 +16,19 @@
 //! # });
 //! ```
 
+mod concurrency;
 mod gate;
 
+use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cache_core::{BackendError, CacheError, CacheService, Claim, InvalidationBus, Lookup, Stamp, Ttl};
+use cache_core::{CacheError, CacheService, Claim, InvalidationBus, Lookup, Stamp, Ttl};
 
-pub use gate::Gate;
-use gate::{Door, Standing};
+pub use concurrency::{ChaosConcurrency, ConcurrencyMethod};
+pub use gate::{Gate, Gated, Gates};
 
 /// The methods of [`CacheService`] that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +69,10 @@ impl Method {
 
     /// The methods that only look.
     pub const READS: [Self; 2] = [Self::GetBytes, Self::GetManyBytes];
+}
+
+impl Gated for Method {
+    const ALL: &'static [Self] = &Self::ALL;
 
     fn name(self) -> &'static str {
         match self {
@@ -85,101 +91,32 @@ impl Method {
             Self::Health => "health",
         }
     }
+
+    fn index(self) -> usize {
+        self as usize
+    }
 }
 
-/// A service with a gate before every method, which counts its calls. All gates are open at first.
+/// A cache with a [gate](Gates) before every method.
 #[derive(Debug)]
 pub struct ChaosCache {
     inner: Arc<dyn CacheService>,
-    doors: [Door; Method::ALL.len()],
+    gates: Gates<Method>,
 }
 
 impl ChaosCache {
     /// A twin of a service.
     #[must_use]
     pub fn new(inner: Arc<dyn CacheService>) -> Self {
-        Self { inner, doors: Default::default() }
+        Self { inner, gates: Gates::default() }
     }
+}
 
-    /// Says what happens to a method's calls from now on. Those which stand at the gate see it too.
-    pub fn set_gate(&self, method: Method, gate: Gate) {
-        self.door(method).gate.send_replace(gate);
-    }
+impl Deref for ChaosCache {
+    type Target = Gates<Method>;
 
-    /// Says what happens to several methods' calls.
-    pub fn set_gates(&self, methods: &[Method], gate: Gate) {
-        for method in methods {
-            self.set_gate(*method, gate);
-        }
-    }
-
-    /// Says what happens to all calls.
-    pub fn set_all(&self, gate: Gate) {
-        self.set_gates(&Method::ALL, gate);
-    }
-
-    /// How often a method was called since the counts were last [taken](Self::take_calls).
-    #[must_use]
-    pub fn calls(&self, method: Method) -> u64 {
-        self.door(method).calls.load(Ordering::SeqCst)
-    }
-
-    /// The calls of all methods.
-    #[must_use]
-    pub fn total_calls(&self) -> u64 {
-        Method::ALL.iter().map(|method| self.calls(*method)).sum()
-    }
-
-    /// Every method that was called, with how often, and begins to count anew.
-    pub fn take_calls(&self) -> Vec<(Method, u64)> {
-        let taken = Method::ALL.map(|method| (method, self.door(method).calls.swap(0, Ordering::SeqCst)));
-        taken.into_iter().filter(|(_, calls)| *calls > 0).collect()
-    }
-
-    /// How many calls stand at a method's gate now.
-    #[must_use]
-    pub fn stopped(&self, method: Method) -> usize {
-        *self.door(method).stopped.borrow()
-    }
-
-    /// Waits until at least so many calls stand at a method's gate.
-    pub async fn at_gate(&self, method: Method, calls: usize) {
-        let mut stopped = self.door(method).stopped.subscribe();
-        // The sender is in `self`, so it is not closed.
-        let _ = stopped.wait_for(|stopped| *stopped >= calls).await;
-    }
-
-    fn door(&self, method: Method) -> &Door {
-        &self.doors[method as usize]
-    }
-
-    async fn pass<T>(
-        &self,
-        method: Method,
-        call: impl Future<Output = Result<T, CacheError>> + Send,
-    ) -> Result<T, CacheError> {
-        let door = self.door(method);
-        door.calls.fetch_add(1, Ordering::SeqCst);
-        let gate = door.leave(Gate::Hold).await;
-        let failed = |kind| Err(BackendError::new(kind, method.name(), "as the test wants it").into());
-        match gate {
-            Gate::Error(kind) => return failed(kind),
-            Gate::Never => {
-                let _standing = Standing::at(door);
-                return std::future::pending().await;
-            }
-            Gate::Slow(time) => tokio::time::sleep(time).await,
-            Gate::Open | Gate::LostAnswer(_) | Gate::Hold | Gate::HoldAnswer => {}
-        }
-        let answer = call.await;
-        match gate {
-            Gate::LostAnswer(kind) => failed(kind),
-            Gate::HoldAnswer => {
-                door.leave(Gate::HoldAnswer).await;
-                answer
-            }
-            _ => answer,
-        }
+    fn deref(&self) -> &Gates<Method> {
+        &self.gates
     }
 }
 

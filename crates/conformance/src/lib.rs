@@ -10,7 +10,7 @@
 //! | the suite of `RateLimits`, and vectors of its arithmetic | [`rate_limit`], [`rate_limit_suite!`] |
 //! | what a test must leave behind: nothing | [`hygiene`] |
 //! | the cache contract in its plainest form, to compare with | [`model`] |
-//! | a `CacheService` that fails when it is told to | [`faults`] |
+//! | twins of the contracts that fail when they are told to | [`faults`] |
 //! | whether what was read was fresh enough | [`history`] |
 //! | real Redis servers on free ports | [`redis_server`] |
 //! | a faulty network in front of them | [`proxy`] |
