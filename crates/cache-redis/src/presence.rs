@@ -86,7 +86,8 @@ impl RedisPresence {
         let mut living = Vec::with_capacity(connections.len());
         for batch in connections.chunks(BATCH) {
             let times = [ttl.as_bytes(), life.as_bytes()].into_iter();
-            let arguments: Vec<_> = times.chain(batch.iter().map(|connection| connection.as_bytes())).collect();
+            let arguments: Vec<_> =
+                times.chain(batch.iter().map(|connection| connection.as_bytes())).collect();
             let beaten = script::PRESENCE_HEARTBEAT.with(&keys, &arguments).run(&self.link).await;
             let answers: Vec<bool> = beaten.map_err(refused)?;
             living.extend(answers);

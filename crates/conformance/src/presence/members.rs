@@ -98,8 +98,31 @@ pub async fn members_are_the_same_for_every_instance(f: PresenceFixture) {
 /// D2, F13 of COHERENCE: tenants stay apart, also those that are called like another's keys.
 pub async fn tenants_are_apart_whatever_they_are_called(f: PresenceFixture) {
     let names = [
-        "a", "A", "a ", "{a}", "a}", "{a", "{", "}", "{}", "}{", "%", "%7B", "%7Ba%7D", "a:d", "a}:d", "{a}:d", ":",
-        "é", "a\n", "\0", "*", "?", "[a]", "presence:{a}", "lock:a",
+        "a",
+        "A",
+        "a ",
+        "{a}",
+        "a}",
+        "{a",
+        "{",
+        "}",
+        "{}",
+        "}{",
+        "%",
+        "%7B",
+        "%7Ba%7D",
+        "a:d",
+        "a}:d",
+        "{a}:d",
+        ":",
+        "é",
+        "a\n",
+        "\0",
+        "*",
+        "?",
+        "[a]",
+        "presence:{a}",
+        "lock:a",
     ];
     let tenants = names.map(|name| f.tenant(name));
     for (name, tenant) in names.iter().zip(&tenants) {
