@@ -71,6 +71,9 @@ impl PresenceFixture {
     }
 
     /// A tenant of this case.
+    ///
+    /// # Panics
+    /// When the name is longer than an id may be.
     #[must_use]
     pub fn tenant(&self, name: &str) -> TenantId {
         TenantId::new(format!("{}{name}", self.scope)).unwrap()
