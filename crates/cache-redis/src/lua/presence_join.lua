@@ -1,7 +1,7 @@
 -- ARGV: ttl ms, life of the keys ms, most members, connection, payload
--- Answers 1; 0 when as many live as may.
+-- Answers 1; 0 when as many live as may. All that are kept then live: of those that do not, the sweep made room.
 local ends = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[4]) or '0')
-if ends <= now and redis.call('ZCOUNT', KEYS[1], living, '+inf') >= tonumber(ARGV[3]) then return 0 end
+if ends <= now and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) then return 0 end
 -- Payloads without members: the server evicted the one key and not the other.
 if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('UNLINK', KEYS[2]) end
 redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[1]), ARGV[4])

@@ -85,9 +85,9 @@ async fn a_life_begins_when_the_server_hears_of_it() {
         proxy.set(Direction::ToServer, Gate::Hold);
         let mut sent = Box::pin(async {
             if beat {
-                assert!(slow.heartbeat(&acme(), "c").await.expect("beaten"))
+                assert!(slow.heartbeat(&acme(), "c").await.expect("beaten"));
             } else {
-                join(&slow, "c").await
+                join(&slow, "c").await;
             }
         });
         assert!(tokio::time::timeout(Duration::from_millis(50), &mut sent).await.is_err(), "it is held");
