@@ -29,6 +29,9 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// server's clock, whatever the clocks of the instances say. A Redis that was restarted empty knows nobody: then
 /// heartbeats answer `false`, and those who live join again.
 ///
+/// Something else under the keys is a [`WrongType`](BackendErrorKind::WrongType) and is not touched. So is a payload
+/// that cannot be read, when it is listed: one left out in silence would make a listing look whole.
+///
 /// ```no_run
 /// use cache_core::prelude::*;
 /// use cache_core::{Member, TenantId, UserId};

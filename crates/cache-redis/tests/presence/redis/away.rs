@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use cache_core::prelude::*;
 use cache_core::{BackendErrorKind, PresenceError};
 use cache_redis::RedisPresence;
+use conformance::proxy::{Direction, Gate, Proxy};
 use conformance::redis_server::RedisServer;
 
-use crate::fleet::{SECOND, acme, ann, instance, join, there};
+use crate::fleet::{SECOND, acme, ann, instance, join, kept, there, until};
 
 /// Every operation, with the error it answered and the time it took.
 async fn refusals(presence: &RedisPresence) -> Vec<(PresenceError, Duration)> {
@@ -100,6 +101,47 @@ async fn an_idle_connection_that_was_closed_is_no_error() {
     assert_eq!(there(&presence).await, ["c"]);
     close();
     assert!(presence.leave(&acme(), "c").await.expect("left"));
+}
+
+/// C3, C6: a call whose answer was lost with its connection is made again; twice does no harm. Only who leaves then
+/// hears that it was not there any more.
+#[tokio::test]
+async fn a_call_that_is_made_twice_does_no_harm() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.address()).await;
+    let (presence, other) = (instance(&format!("redis://{}", proxy.address())), instance(&server.url()));
+    let tenant = acme();
+    let scripts_are_known = async {
+        join(&other, "warm").await;
+        other.heartbeat(&tenant, "warm").await.expect("beaten");
+        other.leave(&tenant, "warm").await.expect("left");
+    };
+    scripts_are_known.await;
+    let asked = || server.info("commandstats", "cmdstat_evalsha").expect("asked before");
+    for (operation, expected) in ["join", "heartbeat", "leave"].into_iter().zip([true, true, false]) {
+        presence.count(&tenant).await.expect("a connection");
+        proxy.set(Direction::ToClient, Gate::Hold);
+        let before = asked();
+        let call = async {
+            match operation {
+                "join" => presence.join(&tenant, "c", &ann()).await.map(|()| true),
+                "heartbeat" => presence.heartbeat(&tenant, "c").await,
+                _ => presence.leave(&tenant, "c").await,
+            }
+        };
+        let lose_the_answer = async {
+            until("the question", || asked() != before).await;
+            let once = asked();
+            proxy.cut().await;
+            proxy.set(Direction::ToClient, Gate::Pass);
+            once
+        };
+        let (answer, once) = tokio::join!(call, lose_the_answer);
+        assert_eq!(answer.expect("an answer to the second"), expected, "{operation}");
+        assert_ne!(asked(), once, "{operation}: it was asked twice");
+        let there = if operation == "leave" { 0 } else { 1 };
+        assert_eq!(kept(&server), (there, there), "{operation}");
+    }
 }
 
 /// SC11: a server without memory refuses who comes, says so, and lets go who leaves; nobody is half there.
