@@ -47,6 +47,21 @@ pub(crate) fn is_of_the_bus(prefix: &str, key: &[u8]) -> bool {
     inner.is_some_and(|key| key.starts_with(b"cache:"))
 }
 
+/// A name of a caller's without braces: a cluster takes what stands between them for the slot. Different names stay
+/// different.
+pub(crate) fn escaped(name: &str) -> String {
+    let mut text = String::with_capacity(name.len() + 8);
+    for char in name.chars() {
+        match char {
+            '{' => text.push_str("%7B"),
+            '}' => text.push_str("%7D"),
+            '%' => text.push_str("%25"),
+            other => text.push(other),
+        }
+    }
+    text
+}
+
 /// The bytes to store for a value.
 pub(crate) fn stored(value: Bytes) -> Bytes {
     match value.first() {
@@ -139,6 +154,13 @@ mod tests {
         for key in ["locks:a", "acme:lock:a", "%6Cock:d:k", "limit", "{acme", "cache:k", "org:acme", ""] {
             assert!(!service("", key), "{key}");
         }
+    }
+
+    /// D2: different names, different keys.
+    #[test]
+    fn names_stay_apart() {
+        assert_ne!(escaped("{"), escaped("%7B"));
+        assert_eq!(escaped("a{b}%c:d/é"), "a%7Bb%7D%25c:d/é");
     }
 
     /// A5: every character of a glob is an ordinary one.

@@ -10,6 +10,7 @@
 //! | invalidations to and from other instances, and how far memory may be trusted | [`bus`]: [`RedisBus`] |
 //! | locks across instances | [`lock`]: [`RedisLocks`] |
 //! | rate limits across instances | [`rate_limit`]: [`RedisRateLimits`] |
+//! | presence across instances | [`presence`]: [`RedisPresence`] |
 //! | locks, limits and presence as one object | [`concurrency`]: [`RedisConcurrencyService`] |
 //! | how errors of Redis are told apart | [`error`] |
 //! | keys on the server, escaping | `keyspace` · scripts: `script` and `lua/` · walking all keys: `scan` |
@@ -25,6 +26,7 @@ mod hot;
 mod keyspace;
 pub mod lock;
 pub mod policy;
+pub mod presence;
 pub mod rate_limit;
 mod scan;
 mod script;
@@ -36,5 +38,6 @@ pub use concurrency::RedisConcurrencyService;
 pub use connection::RedisLink;
 pub use error::CallError;
 pub use lock::RedisLocks;
+pub use presence::RedisPresence;
 pub use rate_limit::RedisRateLimits;
 pub use settings::{RedisSettings, SettingsError};

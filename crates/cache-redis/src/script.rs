@@ -20,13 +20,18 @@ pub(crate) struct Prepared {
 }
 
 macro_rules! prepared {
-    ($($(#[$doc:meta])* $name:ident = $file:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $file:literal $(after $before:literal)*;)*) => {
         $($(#[$doc])* pub(crate) static $name: Prepared = Prepared {
             operation: $file,
-            text: include_str!(concat!("lua/", $file, ".lua")),
-            script: LazyLock::new(|| Script::new(include_str!(concat!("lua/", $file, ".lua")))),
+            text: text!($($before)* $file),
+            script: LazyLock::new(|| Script::new(text!($($before)* $file))),
         };)*
     };
+}
+
+/// The text of a script: its files, one after the other.
+macro_rules! text {
+    ($($file:literal)*) => { concat!($(include_str!(concat!("lua/", $file, ".lua"))),*) };
 }
 
 prepared! {
@@ -58,6 +63,16 @@ prepared! {
     LOCK_GIVE_UP = "lock_give_up";
     /// Prolongs a holding.
     LOCK_RENEW = "lock_renew";
+    /// Adds a connection to a tenant, or replaces what is known of it.
+    PRESENCE_JOIN = "presence_join" after "presence_begin" after "presence_sweep";
+    /// Prolongs the lives of connections.
+    PRESENCE_HEARTBEAT = "presence_heartbeat" after "presence_begin" after "presence_sweep";
+    /// Removes a connection.
+    PRESENCE_LEAVE = "presence_leave" after "presence_begin";
+    /// A page of the living connections.
+    PRESENCE_LIST = "presence_list" after "presence_begin";
+    /// How many connections live.
+    PRESENCE_COUNT = "presence_count" after "presence_begin";
 }
 
 /// A script with what it is called with.

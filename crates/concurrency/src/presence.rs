@@ -90,14 +90,16 @@ impl LocalPresence {
     pub(crate) fn list(&self, tenant: &TenantId) -> Vec<Present> {
         let now = self.0.clock.now();
         let tenants = self.0.tenants.lock();
-        let members = tenants.by_id.get(tenant).into_iter().flatten();
-        let living = members.filter(|(_, living)| now < living.until);
-        living
-            .map(|(connection, living)| Present {
-                connection: Arc::clone(connection),
-                member: living.member.clone(),
-            })
-            .collect()
+        let present = |(connection, living): (&Arc<str>, &Living)| Present {
+            connection: Arc::clone(connection),
+            member: living.member.clone(),
+        };
+        tenants.living(tenant, now).map(present).collect()
+    }
+
+    pub(crate) fn count(&self, tenant: &TenantId) -> u64 {
+        let now = self.0.clock.now();
+        self.0.tenants.lock().living(tenant, now).count() as u64
     }
 
     pub(crate) fn kept(&self) -> usize {
@@ -110,6 +112,11 @@ impl LocalPresence {
 impl Tenants {
     /// Below this many members nothing is swept.
     const MIN_SWEEP: usize = 1_024;
+
+    fn living(&self, tenant: &TenantId, now: Tick) -> impl Iterator<Item = (&Arc<str>, &Living)> {
+        let members = self.by_id.get(tenant).into_iter().flatten();
+        members.filter(move |(_, living)| now < living.until)
+    }
 
     /// Sweeps each time the number of members has doubled (a constant cost per join), and when it is full.
     fn make_room(&mut self, now: Tick, max: usize) -> Result<(), PresenceError> {

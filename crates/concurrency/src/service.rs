@@ -158,6 +158,6 @@ impl Presence for LocalConcurrencyService {
     }
 
     async fn count(&self, tenant: &TenantId) -> Result<u64, PresenceError> {
-        Ok(self.presence.list(tenant).len() as u64)
+        Ok(self.presence.count(tenant))
     }
 }

@@ -8,6 +8,7 @@
 //! | the suite of `CacheService` | [`cache`], [`cache_suite!`] |
 //! | the suite of `Locks` | [`lock`], [`lock_suite!`] |
 //! | the suite of `RateLimits`, and vectors of its arithmetic | [`rate_limit`], [`rate_limit_suite!`] |
+//! | the suite of `Presence` | [`presence`], [`presence_suite!`] |
 //! | what a test must leave behind: nothing | [`hygiene`] |
 //! | the cache contract in its plainest form, to compare with | [`model`] |
 //! | twins of the contracts that fail when they are told to | [`faults`] |
@@ -23,6 +24,7 @@ pub mod history;
 pub mod hygiene;
 pub mod lock;
 pub mod model;
+pub mod presence;
 pub mod proxy;
 pub mod rate_limit;
 pub mod redis_server;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::connection::RedisLink;
+use crate::keyspace::escaped;
 
 /// The keys of one lock, all in one slot of a cluster.
 #[derive(Debug)]
@@ -54,20 +55,6 @@ impl Id {
     }
 }
 
-/// A lock's name without braces: a cluster takes what stands between them for the slot.
-fn escaped(key: &str) -> String {
-    let mut text = String::with_capacity(key.len() + 8);
-    for char in key.chars() {
-        match char {
-            '{' => text.push_str("%7B"),
-            '}' => text.push_str("%7D"),
-            '%' => text.push_str("%25"),
-            other => text.push(other),
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,13 +93,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    /// D2: different names, different keys.
-    #[test]
-    fn names_stay_apart() {
-        assert_ne!(escaped("{"), escaped("%7B"));
-        assert_eq!(escaped("a{b}%c:d/é"), "a%7Bb%7D%25c:d/é");
     }
 
     /// What arrives on the wake-up channel is not believed.
