@@ -1,13 +1,13 @@
-//! The foundation in Redis: one link for cache, bus and locks.
+//! The foundation in Redis: one link for cache, bus, locks, limits and presence.
 
 use std::sync::Arc;
 
 use cache_core::{CacheService, ConcurrencyService, InvalidationBus};
 use cache_redis::{
     RedisBus, RedisCacheOptions, RedisCacheService, RedisConcurrencyService, RedisLink, RedisLocks,
-    RedisRateLimits,
+    RedisPresence, RedisRateLimits,
 };
-use concurrency::{FleetRateLimits, LocalConcurrencyService};
+use concurrency::FleetRateLimits;
 use secrecy::ExposeSecret;
 
 use crate::assembly::Foundation;
@@ -32,27 +32,24 @@ pub(crate) async fn lay(
             (Arc::new(RedisCacheService::on(Arc::clone(&own_bus), options)), Far::Redis)
         }
     };
-    let (concurrency, coordination) = coordinate(&own_bus);
+    let concurrency = coordinate(&own_bus);
     Ok(Foundation {
         cache,
         far,
         bus: Some(bus.unwrap_or(own_bus)),
         concurrency,
-        coordination,
+        coordination: Coordination::Fleet,
         tasks: Tasks::default(),
         redis: Some(link),
     })
 }
 
-/// Locks and limits in Redis, for all instances; while Redis is away, limits that need not fail closed are counted
-/// in this process. Presence is this process's own so far: said at the start and in health.
-fn coordinate(bus: &Arc<RedisBus>) -> (Arc<dyn ConcurrencyService>, Coordination) {
-    tracing::warn!("presence is kept per process: Redis carries cache, bus, locks and rate limits only");
-    let locks = RedisLocks::on(Arc::clone(bus));
-    let limits = FleetRateLimits::new(Arc::new(RedisRateLimits::on(bus.link().clone())));
-    let presence = Arc::new(LocalConcurrencyService::default());
-    let all = RedisConcurrencyService::new(locks, Arc::new(limits), presence);
-    (Arc::new(all), Coordination::Locks)
+/// Locks, limits and presence in Redis, for all instances. Limits that need not fail closed are counted in this
+/// process while Redis is away.
+fn coordinate(bus: &Arc<RedisBus>) -> Arc<dyn ConcurrencyService> {
+    let (locks, link) = (RedisLocks::on(Arc::clone(bus)), bus.link());
+    let limits = FleetRateLimits::new(Arc::new(RedisRateLimits::on(link.clone())));
+    Arc::new(RedisConcurrencyService::new(locks, Arc::new(limits), RedisPresence::on(link.clone())))
 }
 
 fn connect(redis: &RedisSettings) -> Result<RedisLink, AppError> {

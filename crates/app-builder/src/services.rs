@@ -46,8 +46,6 @@ pub(crate) enum Far {
 pub enum Coordination {
     /// This process: a lock excludes nobody elsewhere, each instance grants a whole limit.
     Process,
-    /// Locks and limits reach all instances that share the Redis; presence this process.
-    Locks,
     /// All instances that share the Redis.
     Fleet,
     /// The application's own service; it knows.
@@ -60,7 +58,6 @@ impl Coordination {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Process => "process",
-            Self::Locks => "locks",
             Self::Fleet => "fleet",
             Self::Own => "own",
         }

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use app_builder::{AppService, AppServiceBuilder, MapSettings};
-use cache_core::RateLimitError;
+use app_builder::{AppService, AppServiceBuilder, Coordination, MapSettings};
+use cache_core::{LockOptions, Member, RateLimitError, TenantId, UserId};
 use conformance::rate_limit::RateLimitFixture;
 use conformance::redis_server::RedisServer;
 
@@ -25,6 +25,24 @@ mod redis {
     use super::*;
 
     conformance::rate_limit_suite!(assembled, crate::limits);
+
+    /// H1, J1, F1: with Redis two applications share presence and locks, and say so.
+    #[tokio::test]
+    async fn with_redis_two_applications_share_presence_and_locks() {
+        let server = RedisServer::start();
+        let (one, two) = (application(&server.url()).await, application(&server.url()).await);
+        let acme = TenantId::new("acme").expect("an id");
+        let ann = Member { user_id: UserId::new("ann").expect("an id"), connected_at: 7 };
+        one.presence().join(&acme, "c1", &ann).await.expect("joined");
+        let there = two.presence().list(&acme).await.expect("listed");
+        assert_eq!((there.len(), &there[0].member), (1, &ann));
+        assert!(two.presence().leave(&acme, "c1").await.expect("left"));
+        assert_eq!(one.concurrency_service().count(&acme).await.expect("counted"), 0);
+        let held = one.locks().acquire("k", &LockOptions::default()).await.expect("the lock");
+        assert!(two.locks().try_acquire("k", &LockOptions::default()).await.expect("asked").is_none());
+        held.release().await.expect("released");
+        assert_eq!(one.health().await.coordination, Coordination::Fleet);
+    }
 
     /// G4, SH6: without Redis the presets `auth` and `mfa` refuse, `api` and `mutation` are counted in this process;
     /// with it again all is counted there, and what was denied by it before still is.

@@ -9,20 +9,22 @@ use cache_core::{
 };
 
 use crate::lock::RedisLocks;
+use crate::presence::RedisPresence;
 
-/// A [`ConcurrencyService`](cache_core::ConcurrencyService) as the sum of its parts: locks in Redis, and the limits
-/// and the presence it is given. Clones share everything.
+/// A [`ConcurrencyService`](cache_core::ConcurrencyService) as the sum of its parts: locks and presence in Redis, and
+/// the limits it is given, [`RedisRateLimits`](crate::RedisRateLimits) or what stands around them. Clones share
+/// everything.
 #[derive(Debug, Clone)]
 pub struct RedisConcurrencyService {
     locks: RedisLocks,
     limits: Arc<dyn RateLimits>,
-    presence: Arc<dyn Presence>,
+    presence: RedisPresence,
 }
 
 impl RedisConcurrencyService {
     /// The sum of these parts.
     #[must_use]
-    pub fn new(locks: RedisLocks, limits: Arc<dyn RateLimits>, presence: Arc<dyn Presence>) -> Self {
+    pub fn new(locks: RedisLocks, limits: Arc<dyn RateLimits>, presence: RedisPresence) -> Self {
         Self { locks, limits, presence }
     }
 }

@@ -134,7 +134,8 @@ async fn a_smaller_cost_is_not_denied_with_a_larger() {
     }
 }
 
-/// G5: nobody is denied from memory for longer than by the store, however long its answer was on its way.
+/// G5: nobody is denied from memory for longer than by the store, however long its answer was on its way; nor told to
+/// wait for less.
 #[tokio::test]
 async fn a_late_answer_denies_no_longer() {
     for quota in [Quota::token_bucket("q", 1, seconds(6)), Quota::fixed_window("q", 1, seconds(6))] {
@@ -142,6 +143,10 @@ async fn a_late_answer_denies_no_longer() {
         assert!(fleet.check(&quota, "ann", 1).await.allowed);
         *fleet.store.answer_takes.lock() = seconds(2);
         assert!(!fleet.check(&quota, "ann", 1).await.allowed);
+        let asked = fleet.asked();
+        let told = fleet.check(&quota, "ann", 1).await;
+        assert_eq!(told.retry_after, Some(seconds(6)), "the answer was given at some time in two seconds");
+        assert_eq!((told.reset_after, told.next_after, fleet.asked()), (seconds(6), seconds(6), asked));
         fleet.hand.advance(seconds(4));
         assert!(fleet.check(&quota, "ann", 1).await.allowed, "{quota:?}");
     }

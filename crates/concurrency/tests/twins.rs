@@ -1,5 +1,4 @@
 //! What callers of locks, limits and presence see when these fail.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 use std::time::Duration;

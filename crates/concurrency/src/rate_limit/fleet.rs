@@ -2,6 +2,7 @@
 //! what to do while the store is away.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use cache_core::gcra::{self, Count};
@@ -20,7 +21,8 @@ const BELIEVED: u64 = 10_000_000;
 ///
 /// - **A caller who was denied is denied again from memory**, without asking the store, for as long as what the
 ///   store said then denies it: to the end of a fixed window, at most 10 s of a token bucket. Never longer than
-///   the store would: its count can only have grown since, and time is counted from before it was asked.
+///   the store would: its count can only have grown since, and time is counted from before it was asked. The wait
+///   it is told counts from when the answer came, and so is enough.
 /// - **While the store is away** ([`RateLimitError::Unavailable`]) a quota with [`OnUnavailable::Local`] is counted
 ///   in this process, so each instance grants the whole limit; one with [`OnUnavailable::FailClosed`] is an
 ///   error. Each such check is counted as `rate_limit_store_failures_total{name, outcome}`, with the outcome
@@ -49,11 +51,14 @@ struct Shared {
     meters: Meters,
 }
 
-/// What the store said when it denied, by this process's clock.
+/// What the store said when it denied, by this process's clock; in microseconds.
 #[derive(Debug, Clone, Copy)]
 struct Denial {
+    /// As if it had been said when it was asked.
     count: Count,
     until: u64,
+    /// How much later it may have been.
+    late: u64,
 }
 
 impl Ends for Denial {
@@ -143,8 +148,9 @@ impl RateLimits for FleetRateLimits {
         }
         match store.check(quota, key, cost).await {
             Ok(decision) => {
-                self.0.remember(quota, key, micros(started), &decision);
-                meters.asked(quota, &decision, clock.now().since(started));
+                let took = clock.now().since(started);
+                self.0.remember(quota, key, micros(started), took, &decision);
+                meters.asked(quota, &decision, took);
                 Ok(decision)
             }
             Err(error @ RateLimitError::Unavailable { .. }) => self.0.without_store(quota, key, cost, error),
@@ -157,12 +163,17 @@ impl Shared {
     /// Whether what the store said still denies this cost.
     fn denied(&self, quota: &Quota, key: &str, now: u64, cost: u32) -> Option<Decision> {
         let denial = self.denied.get(quota, key).filter(|denial| now < denial.until)?;
-        let (decision, _) = gcra::check(quota, Some(denial.count), now, cost);
-        (!decision.allowed).then_some(decision)
+        let (mut decision, _) = gcra::check(quota, Some(denial.count), now, cost);
+        // Denied no longer than the store would, and told to wait for no less than it would.
+        let late = Duration::from_micros(denial.late);
+        decision.retry_after = Some(decision.retry_after? + late);
+        decision.reset_after += late;
+        decision.next_after += late;
+        Some(decision)
     }
 
     /// Keeps what the store said of a caller it denies, or denied before: units taken since then count too.
-    fn remember(&self, quota: &Quota, key: &str, asked: u64, decision: &Decision) {
+    fn remember(&self, quota: &Quota, key: &str, asked: u64, took: Duration, decision: &Decision) {
         let count = Count::behind(quota, decision, asked);
         let until = match count {
             Count::Bucket(arrival) => arrival.min(asked.saturating_add(BELIEVED)),
@@ -170,7 +181,7 @@ impl Shared {
         };
         self.denied.update(quota, key, asked, |denial| {
             if denial.is_some() || !decision.allowed {
-                *denial = Some(Denial { count, until });
+                *denial = Some(Denial { count, until, late: gcra::micros(took) });
             }
         });
     }

@@ -28,8 +28,7 @@ pub struct Readiness {
     pub database: bool,
     /// Whether what other instances change is heard: `trusted`, `probing` or `down`.
     pub bus: &'static str,
-    /// How far locks, limits and presence reach: `process`; `locks`: locks and limits reach the fleet,
-    /// presence this process; `fleet`; `own`.
+    /// How far locks, limits and presence reach: `process`; `fleet`: all instances that share the Redis; `own`.
     pub coordination: &'static str,
     /// How long each took to answer.
     pub latency_ms: Latencies,

@@ -193,7 +193,7 @@ async fn killing_redis_degrades_and_a_restart_recovers() {
 async fn a_lock_reaches_every_server() {
     let fleet = Fleet::start().await;
     for server in fleet.servers() {
-        assert_eq!(server.get("/readyz").send().await.body["coordination"], "locks");
+        assert_eq!(server.get("/readyz").send().await.body["coordination"], "fleet");
     }
     let (one, two) = (fleet.one.state.app().locks(), fleet.two.state.app().locks());
     let options = LockOptions::default();
