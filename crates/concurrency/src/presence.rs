@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cache_core::{Clock, Member, PresenceError, PresenceOptions, Present, TenantId, Tick, key};
 use parking_lot::Mutex;
@@ -24,6 +25,7 @@ struct Tenants {
     /// Members, dead ones that were not met yet included.
     size: usize,
     sweep_at: usize,
+    swept: Tick,
 }
 
 #[derive(Debug)]
@@ -118,9 +120,14 @@ impl Tenants {
         members.filter(move |(_, living)| now < living.until)
     }
 
-    /// Sweeps each time the number of members has doubled (a constant cost per join), and when it is full.
+    /// While full it is not swept more often than this: each newcomer would look at all members.
+    const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+    /// Sweeps each time the number of members has doubled (a constant cost per join), and now and then while full.
     fn make_room(&mut self, now: Tick, max: usize) -> Result<(), PresenceError> {
-        if self.size >= max || self.size >= self.sweep_at.max(Self::MIN_SWEEP) {
+        let grown = self.size >= self.sweep_at.max(Self::MIN_SWEEP);
+        let full = self.size >= max;
+        if full && now.since(self.swept) >= Self::SWEEP_EVERY || grown && !full {
             self.sweep(now);
         }
         if self.size >= max { Err(PresenceError::Full { limit: max }) } else { Ok(()) }
@@ -133,5 +140,6 @@ impl Tenants {
         });
         self.size = self.by_id.values().map(BTreeMap::len).sum();
         self.sweep_at = self.size * 2;
+        self.swept = now;
     }
 }

@@ -134,6 +134,21 @@ async fn a_smaller_cost_is_not_denied_with_a_larger() {
     }
 }
 
+/// G5: to ask what is left of nothing needs no store either: so a caller is kept out who is only to be looked at.
+#[tokio::test]
+async fn that_nothing_is_left_is_known_without_asking() {
+    for quota in [Quota::token_bucket("q", 5, seconds(60)), Quota::auth()] {
+        let fleet = Fleet::new();
+        assert!(fleet.check(&quota, "ann", 5).await.allowed);
+        assert!(!fleet.check(&quota, "ann", 1).await.allowed);
+        let asked = fleet.asked();
+        let left = fleet.check(&quota, "ann", 0).await;
+        assert_eq!((left.allowed, left.remaining, fleet.asked()), (true, 0, asked), "{quota:?}");
+        fleet.hand.advance(quota.per);
+        assert_eq!(fleet.check(&quota, "ann", 0).await.remaining, 5);
+    }
+}
+
 /// G5: nobody is denied from memory for longer than by the store, however long its answer was on its way; nor told to
 /// wait for less.
 #[tokio::test]

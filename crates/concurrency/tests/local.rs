@@ -149,3 +149,21 @@ async fn a_full_table_of_members_says_so() {
     hand.advance(Duration::from_secs(10));
     service.join(&tenant("b"), "x", &member("u")).await.unwrap();
 }
+
+/// H1: those who cannot join do not make everybody wait: a full table is swept now and then, not for each of them.
+#[tokio::test]
+async fn a_full_table_is_not_swept_for_everybody() {
+    let hand = ManualClock::new();
+    let options = PresenceOptions::default().with_ttl(Duration::from_millis(500));
+    let service =
+        LocalConcurrencyService::builder().clock(hand.clock()).presence(options).max_members(2).build();
+    hand.advance(Duration::from_secs(10));
+    for n in ["1", "2"] {
+        service.join(&tenant("a"), n, &member("u")).await.unwrap();
+    }
+    assert!(service.join(&tenant("a"), "3", &member("u")).await.is_err(), "swept, and all live");
+    hand.advance(Duration::from_millis(999));
+    assert!(service.join(&tenant("a"), "3", &member("u")).await.is_err(), "not swept again yet");
+    hand.advance(Duration::from_millis(1));
+    service.join(&tenant("a"), "3", &member("u")).await.unwrap();
+}

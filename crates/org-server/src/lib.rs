@@ -8,6 +8,7 @@
 //! | the settings | [`settings`] |
 //! | starting, answering, stopping | [`serve`] |
 //! | the routes, and what they share | [`routes`], [`state`] |
+//! | connections to release when it stops | [`connections`] |
 //! | organisations: caches, sealed secrets, tokens | [`orgs`] |
 //! | what an organisation may consist of | [`draft`] |
 //! | organisations from a file | [`import`] |
@@ -16,6 +17,7 @@
 //! | logs and metrics | [`telemetry`] |
 
 pub mod cli;
+pub mod connections;
 pub mod draft;
 pub mod first_start;
 pub mod import;

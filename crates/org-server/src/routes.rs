@@ -11,6 +11,7 @@
 //! | limits of size and time, metrics | [`door`] |
 //! | is it alive, is it ready | [`health`] |
 //! | what an organisation's users see | [`v1`] |
+//! | who of them is connected | [`presence`] |
 //! | who may use `/admin` | [`admin_auth`] |
 //! | organisations and tokens for operators | [`admin_orgs`] |
 //! | caches for operators | [`admin_cache`] |
@@ -20,6 +21,7 @@ pub mod admin_cache;
 pub mod admin_orgs;
 pub mod door;
 pub mod health;
+pub mod presence;
 pub mod v1;
 
 use std::sync::Arc;
@@ -68,7 +70,12 @@ fn v1_routes(state: &AppState) -> Router<AppState> {
     let tokens = TokenLayer::new(state.orgs().token_service().clone());
     let tokens = tokens.limiting_failures(limits, quotas.auth.clone());
     // The token first: those who have one are counted by user.
-    let users = Router::new().route("/me", get(v1::me)).layer(limited.clone()).layer(tokens);
+    let users = Router::new()
+        .route("/me", get(v1::me))
+        .route("/presence", get(presence::list))
+        .route("/presence/{connection}", put(presence::put).delete(presence::delete))
+        .layer(limited.clone())
+        .layer(tokens);
     Router::new().route("/org", get(v1::org)).fallback(door::not_found).layer(limited).merge(users)
 }
 

@@ -9,6 +9,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
+use crate::connections::Connections;
 use crate::orgs::Orgs;
 use crate::routes::admin_auth::AdminToken;
 use crate::store::Store;
@@ -22,6 +23,7 @@ pub struct AppState(Arc<Shared>);
 struct Shared {
     parts: StateParts,
     places: Semaphore,
+    connections: Connections,
     work: TaskTracker,
     stopping: AtomicBool,
 }
@@ -50,8 +52,13 @@ impl AppState {
     #[must_use]
     pub fn new(parts: StateParts) -> Self {
         let places = Semaphore::new(parts.max_requests);
-        let shared = Shared { parts, places, work: TaskTracker::new(), stopping: AtomicBool::new(false) };
-        Self(Arc::new(shared))
+        Self(Arc::new(Shared {
+            parts,
+            places,
+            connections: Connections::default(),
+            work: TaskTracker::new(),
+            stopping: AtomicBool::new(false),
+        }))
     }
 
     /// The database.
@@ -96,6 +103,12 @@ impl AppState {
         &self.0.places
     }
 
+    /// The connections that clients keep alive through this instance.
+    #[must_use]
+    pub fn connections(&self) -> &Connections {
+        &self.0.connections
+    }
+
     /// Runs work to its end, also when the client that asked for it goes away: between the commit of a change
     /// and the invalidation that follows it nothing may be dropped. [`finish`](Self::finish) waits for it.
     ///
@@ -128,8 +141,8 @@ impl AppState {
         self.0.stopping.load(Ordering::Acquire)
     }
 
-    /// Waits for the work that runs [to its end](Self::to_its_end), at most so long; then ends the services
-    /// and closes the database.
+    /// Waits for the work that runs [to its end](Self::to_its_end), and releases the connections kept alive here, each
+    /// at most so long; then ends the services and closes the database.
     ///
     /// # Cancel safety
     /// Safe; call it again to wait for the rest.
@@ -137,6 +150,9 @@ impl AppState {
         self.0.work.close();
         if tokio::time::timeout(limit, self.0.work.wait()).await.is_err() {
             tracing::warn!(running = self.0.work.len(), "changes are still running after the time to stop");
+        }
+        if tokio::time::timeout(limit, self.connections().release(self.app())).await.is_err() {
+            tracing::warn!("connections were still being released after the time to stop");
         }
         self.app().shutdown().await;
         self.store().close().await;

@@ -160,13 +160,16 @@ impl RateLimits for FleetRateLimits {
 }
 
 impl Shared {
-    /// Whether what the store said still denies this cost.
+    /// The decision, if what the store said still denies this cost; or nothing is left, and that is all that is asked.
     fn denied(&self, quota: &Quota, key: &str, now: u64, cost: u32) -> Option<Decision> {
         let denial = self.denied.get(quota, key).filter(|denial| now < denial.until)?;
         let (mut decision, _) = gcra::check(quota, Some(denial.count), now, cost);
+        if decision.allowed && (cost > 0 || decision.remaining > 0) {
+            return None;
+        }
         // Denied no longer than the store would, and told to wait for no less than it would.
         let late = Duration::from_micros(denial.late);
-        decision.retry_after = Some(decision.retry_after? + late);
+        decision.retry_after = decision.retry_after.map(|wait| wait + late);
         decision.reset_after += late;
         decision.next_after += late;
         Some(decision)

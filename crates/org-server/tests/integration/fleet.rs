@@ -205,3 +205,49 @@ async fn a_lock_reaches_every_server() {
     assert!(held.fence() > fence);
     held.release().await.expect("released");
 }
+
+/// H1, L3, L4: who is connected through one server is seen through the other, and is released when that one stops.
+#[tokio::test]
+async fn presence_reaches_every_server() {
+    let fleet = Fleet::start().await;
+    let (_, token) = fleet.one.token("acme", json!({ "user": "ada" })).await;
+    let ask = async |server: &TestServer, method: Method, path: &str| {
+        server.ask(method, &format!("/o/acme/v1/presence{path}")).bearer(&token).send().await
+    };
+    ask(&fleet.one, Method::PUT, "/tab").await.is(201);
+    ask(&fleet.two, Method::PUT, "/tab").await.is(200);
+    ask(&fleet.one, Method::PUT, "/phone").await.is(201);
+    ask(&fleet.one, Method::DELETE, "/phone").await.is(204);
+    ask(&fleet.two, Method::PUT, "/phone").await.is(201);
+    assert_eq!(ask(&fleet.one, Method::GET, "").await.body["count"], 2);
+
+    fleet.one.state.finish(Duration::from_secs(5)).await;
+    let left = ask(&fleet.two, Method::GET, "").await;
+    assert_eq!(left.is(200).body["members"][0]["connection"], "phone");
+    // It beat through both lately, and joins again at its next beat.
+    assert_eq!(left.body["count"], 1);
+    ask(&fleet.two, Method::PUT, "/tab").await.is(201);
+}
+
+/// H1: without Redis who is connected cannot be told, and that is said; with it again clients join by themselves.
+#[tokio::test]
+async fn without_redis_presence_cannot_be_told() {
+    let mut fleet = Fleet::start().await;
+    let (_, token) = fleet.one.token("acme", json!({ "user": "ada" })).await;
+    let put = || fleet.one.ask(Method::PUT, "/o/acme/v1/presence/tab").bearer(&token);
+    put().send().await.is(201);
+    let list = || fleet.two.get("/o/acme/v1/presence").bearer(&token);
+    assert_eq!(list().send().await.body["count"], 1);
+    fleet.redis.kill();
+    for answer in [put().send().await, list().send().await] {
+        answer.is_problem(503, "store_unavailable");
+        assert!(!answer.header("retry-after").is_empty());
+    }
+    fleet.redis.restart();
+    fleet.is_ready().await;
+    eventually("the client has joined again", || async {
+        put().send().await;
+        list().send().await.body["count"] == 1
+    })
+    .await;
+}

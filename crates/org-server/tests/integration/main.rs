@@ -4,5 +4,6 @@ mod binary;
 mod common;
 mod fencing;
 mod fleet;
+mod presence;
 mod routes;
 mod store;
