@@ -10,8 +10,11 @@ use parking_lot::Mutex;
 
 const SHARDS: usize = 64;
 
-/// Below this many entries a shard is not swept.
+/// Below this many entries a shard is swept by time only.
 const MIN_SWEEP: usize = 256;
+
+/// After this long a shard is swept when something is added, however few there are; in microseconds.
+const SWEEP_EVERY: u64 = 60_000_000;
 
 /// Something that is worth nothing from a point in time on.
 pub(super) trait Ends: Copy {
@@ -34,6 +37,7 @@ pub(super) struct Counts<V> {
 struct Shard<V> {
     entries: HashTable<Entry<V>>,
     sweep_at: usize,
+    swept: u64,
 }
 
 #[derive(Debug)]
@@ -46,7 +50,7 @@ struct Entry<V> {
 
 impl<V: Ends> Counts<V> {
     pub(super) fn new(max: usize) -> Self {
-        let shard = || Mutex::new(Shard { entries: HashTable::new(), sweep_at: MIN_SWEEP });
+        let shard = || Mutex::new(Shard { entries: HashTable::new(), sweep_at: MIN_SWEEP, swept: 0 });
         Self {
             shards: (0..SHARDS).map(|_| shard()).collect(),
             hasher: DefaultHashBuilder::default(),
@@ -108,9 +112,10 @@ impl<V: Ends> Counts<V> {
 }
 
 impl<V: Ends> Shard<V> {
-    /// Sweeps each time the number of entries has doubled (a constant cost per entry), and when it is full.
+    /// Sweeps each time the number of entries has doubled (a constant cost per entry), when it is full, and after a
+    /// while.
     fn make_room(&mut self, now: u64, max: usize) {
-        if self.entries.len() >= max.min(self.sweep_at) {
+        if self.entries.len() >= max.min(self.sweep_at) || now.saturating_sub(self.swept) >= SWEEP_EVERY {
             self.sweep(now);
         }
         if self.entries.len() >= max {
@@ -121,6 +126,7 @@ impl<V: Ends> Shard<V> {
     fn sweep(&mut self, now: u64) {
         self.entries.retain(|entry| entry.value.ends() > now);
         self.sweep_at = (self.entries.len() * 2).max(MIN_SWEEP);
+        self.swept = now;
         self.entries.shrink_to(self.sweep_at, |entry| entry.hash);
     }
 
@@ -164,4 +170,51 @@ fn text(quota: &Quota, key: &str) -> Box<str> {
     text.push(BETWEEN);
     text.push_str(key);
     text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Ends for u64 {
+        fn ends(&self) -> u64 {
+            *self
+        }
+    }
+
+    fn held(counts: &Counts<u64>) -> usize {
+        counts.shards.iter().map(|shard| shard.lock().entries.len()).sum()
+    }
+
+    /// G, F6: what has ended is dropped by those who come later, however few they are, and its memory with it.
+    #[test]
+    fn what_has_ended_is_dropped_by_those_who_come_later() {
+        let (counts, quota) = (Counts::new(100_000), Quota::api());
+        let add =
+            |key: String, now: u64| counts.update(&quota, &key, now, |ends| *ends = Some(now + 1_000_000));
+        (0..20_000).for_each(|n| add(n.to_string(), 0));
+        assert_eq!(held(&counts), 20_000);
+        (0..1_000).for_each(|n| add(format!("later {n}"), SWEEP_EVERY));
+        assert_eq!(held(&counts), 1_000);
+        let room: usize = counts.shards.iter().map(|shard| shard.lock().entries.capacity()).sum();
+        assert!(room <= SHARDS * 2 * MIN_SWEEP, "{room}");
+    }
+
+    /// G3: quotas and keys are told apart, wherever the one ends and the other begins.
+    #[test]
+    fn quotas_and_keys_are_told_apart() {
+        let counts = Counts::new(100);
+        let quotas = [
+            Quota::token_bucket("a", 1, Quota::MAX_PER),
+            Quota::token_bucket("ab", 1, Quota::MAX_PER),
+            Quota::fixed_window("a", 1, Quota::MAX_PER),
+        ];
+        let pairs = || quotas.iter().flat_map(|quota| ["c", "bc", "b", "a"].map(|key| (quota, key)));
+        for (n, (quota, key)) in (1_u64..).zip(pairs()) {
+            counts.update(quota, key, 0, |ends| assert_eq!(ends.replace(n), None, "{quota:?} {key}"));
+        }
+        for (n, (quota, key)) in (1_u64..).zip(pairs()) {
+            assert_eq!(counts.get(quota, key), Some(n), "{quota:?} {key}");
+        }
+    }
 }

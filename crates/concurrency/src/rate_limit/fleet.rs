@@ -7,7 +7,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cache_core::gcra::{self, Count};
 use cache_core::{Clock, Decision, OnUnavailable, Quota, RateLimitError, RateLimits, key};
-use metrics::counter;
 
 use super::counts::{Counts, Ends};
 use super::local::{LocalRateLimits, micros};
@@ -196,17 +195,13 @@ impl Shared {
         cost: u32,
         error: RateLimitError,
     ) -> Result<Decision, RateLimitError> {
-        let failed = |outcome: &'static str| {
-            let name = quota.name.clone();
-            counter!("rate_limit_store_failures_total", "name" => name, "outcome" => outcome).increment(1);
-        };
         match quota.on_unavailable {
             OnUnavailable::Local => {
-                failed("local");
+                self.meters.failed(quota, "local");
                 self.local.check(quota, key, cost)
             }
             _ => {
-                failed("closed");
+                self.meters.failed(quota, "closed");
                 Err(error)
             }
         }

@@ -48,7 +48,13 @@ impl Meters {
         }
     }
 
-    fn with(&self, quota: &Quota, record: impl FnOnce(&Meter)) {
+    /// Counts a check whose store was away.
+    pub(super) fn failed(&self, quota: &Quota, outcome: &'static str) {
+        let name = self.with(quota, |meter| meter.name.clone());
+        counter!("rate_limit_store_failures_total", "name" => name, "outcome" => outcome).increment(1);
+    }
+
+    fn with<T>(&self, quota: &Quota, record: impl FnOnce(&Meter) -> T) -> T {
         let meters = self.0.load();
         match find(&meters, &quota.name) {
             Some(meter) => record(meter),
