@@ -10,7 +10,7 @@ use http::Method;
 use serde_json::json;
 
 use crate::binary;
-use crate::common::{Folder, MASTER_KEY, TestServer, eventually};
+use crate::common::{Answer, Folder, MASTER_KEY, TestServer, eventually};
 
 /// Two servers, and what they share.
 struct Fleet {
@@ -21,9 +21,13 @@ struct Fleet {
 
 impl Fleet {
     async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    async fn start_with(more: &[(&str, &str)]) -> Self {
         let (redis, folder) = (RedisServer::start(), Folder::new());
         let (url, database) = (redis.url(), folder.database_url());
-        let shared = [("REDIS_URL", url.as_str()), ("DATABASE_URL", database.as_str())];
+        let shared = [&[("REDIS_URL", url.as_str()), ("DATABASE_URL", database.as_str())], more].concat();
         let one = TestServer::start_in(folder, &shared).await;
         let two = TestServer::start_in(Folder::new(), &shared).await;
         let fleet = Self { redis, one, two };
@@ -204,6 +208,47 @@ async fn a_lock_reaches_every_server() {
     let held = two.try_acquire("job", &options).await.expect("asked").expect("it is free");
     assert!(held.fence() > fence);
     held.release().await.expect("released");
+}
+
+/// G1, G4, G6, L3: a limit is one limit, whichever server is asked; who is over it is so everywhere. Without Redis each
+/// server counts for itself, and a log-in that is to be limited is refused.
+#[tokio::test]
+async fn a_limit_holds_on_every_server() {
+    let limits = [("RATE_LIMIT_API", "4/3600s"), ("RATE_LIMIT_AUTH", "2/3600s")];
+    let mut fleet = Fleet::start_with(&limits).await;
+    let ask = async |server: &TestServer| server.org("acme").await;
+    for (server, left) in [(&fleet.one, 3), (&fleet.two, 2), (&fleet.two, 1), (&fleet.one, 0)] {
+        let answer = ask(server).await;
+        assert!(answer.is(200).header("ratelimit").starts_with(&format!("\"api\";r={left};")), "{answer:?}");
+    }
+    for server in fleet.servers() {
+        let refused = ask(server).await;
+        refused.is_problem(429, "rate_limited");
+        let wait: u32 = refused.header("retry-after").parse().expect("seconds");
+        assert!((800..=900).contains(&wait), "one in a quarter of an hour: {wait}");
+        assert_eq!(refused.body["violated-policies"], json!(["api"]));
+    }
+    let guess = async |server: &TestServer| server.get("/o/acme/v1/me").bearer("a-guess").send().await;
+    guess(&fleet.one).await.is_problem(401, "invalid_token");
+    guess(&fleet.two).await.is_problem(401, "invalid_token");
+    guess(&fleet.one).await.is_problem(429, "rate_limited");
+
+    fleet.redis.kill();
+    by_client(&fleet.one, "192.0.2.7").await.is(200);
+    let elsewhere = fleet.one.get("/o/acme/v1/me").bearer("a-guess").from("192.0.2.7").send().await;
+    elsewhere.is_problem(503, "store_unavailable");
+    let metrics = fleet.one.get("/metrics").send().await.text;
+    for line in [
+        r#"rate_limit_store_failures_total{name="api",outcome="local"}"#,
+        r#"rate_limit_store_failures_total{name="auth",outcome="closed"}"#,
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+}
+
+/// The organisation, asked for by another client.
+async fn by_client(server: &TestServer, client: &str) -> Answer {
+    server.get("/v1/org").host("acme.localhost").from(client).send().await
 }
 
 /// H1, L3, L4: who is connected through one server is seen through the other, and is released when that one stops.
