@@ -13,6 +13,23 @@ use crate::{AppSettings, RateLimitPresets};
 /// The assembled services. Clones share everything.
 ///
 /// Made by [`AppServiceBuilder`](crate::AppServiceBuilder).
+///
+/// ```
+/// use std::sync::Arc;
+/// use app_builder::{AppServiceBuilder, MapSettings};
+/// use cache_core::prelude::*;
+/// use cache_core::{Member, Quota, TenantId, UserId};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// # let settings = MapSettings::new([("CACHE_BACKEND", "memory")]);
+/// # let app = AppServiceBuilder::new().settings(Arc::new(settings)).build().await?;
+/// let sum = app.locks().with_lock("ledger/7", async { 1 + 1 }).await?;
+/// let taken = app.rate_limiter().check(&Quota::api(), "acme:ann", 1).await?.into_result()?;
+/// let (acme, ann) = (TenantId::new("acme")?, Member { user_id: UserId::new("ann")?, connected_at: 0 });
+/// app.presence().join(&acme, "socket-7", &ann).await?;
+/// assert_eq!((sum, taken.remaining, app.presence().count(&acme).await?), (2, 99, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+/// ```
 #[derive(Debug, Clone)]
 pub struct AppService(Arc<Parts>);
 
