@@ -46,7 +46,8 @@ pub trait RequestScope: Sized {
 impl RequestScope for RequestContext {}
 impl RequestScope for Arc<RequestContext> {}
 
-/// Takes the current request along into a future that another task will run.
+/// Takes the current request along into a future that another task will run; where there is none, it runs as part of
+/// none.
 ///
 /// ```
 /// # use tenant_cache::ambient::carry;
@@ -55,13 +56,8 @@ impl RequestScope for Arc<RequestContext> {}
 /// # Ok::<(), tokio::task::JoinError>(()) }).unwrap();
 /// ```
 pub fn carry<F: Future>(work: F) -> impl Future<Output = F::Output> {
-    let context = RequestContext::current();
-    async move {
-        match context {
-            Some(context) => context.scope(work).await,
-            None => work.await,
-        }
-    }
+    // Not in an async block, which would hold `work` twice: where it was captured, and where it is awaited.
+    CURRENT.scope(RequestContext::current(), work)
 }
 
 /// Runs a future as part of no request: what it makes is for everybody.

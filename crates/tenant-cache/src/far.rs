@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cache_core::key::MAX_KEY_BYTES;
 use cache_core::{CacheError, CacheService, Claim, Clock, Lookup, Stamp, Trust, Ttl};
+use futures_util::FutureExt;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::frame::{Frame, Stored};
@@ -83,9 +84,10 @@ impl FarTier {
     /// Reads an entry, and the numbers of its groups, in one round trip when there is nothing to create.
     /// The numbers are those to stamp a load with that begins afterwards.
     pub(crate) async fn read(&self, asked: Asked<'_>) -> Result<(Held, Vec<u64>), CacheError> {
+        // What is rare is boxed, here and below: a read that answers is then a fraction of the size.
         let known: Option<Vec<u64>> = self.remembered(asked.chain).into_iter().collect();
         let Some(mut numbers) = known else {
-            let mut read = self.read_many(&[asked]).await?;
+            let mut read = self.read_many(&[asked]).boxed().await?;
             return Ok(read.pop().expect("one answer per question"));
         };
         let held = match self.service.get_bytes(asked.text).await? {
@@ -246,7 +248,7 @@ impl FarTier {
             }
         };
         if frame.generations != *numbers {
-            *numbers = self.ask_numbers(asked.chain).await?;
+            *numbers = self.ask_numbers(asked.chain).boxed().await?;
             if frame.generations != *numbers {
                 return Ok(Held::Dead(stamp));
             }
@@ -256,7 +258,7 @@ impl FarTier {
         let stamped = || frame.tags.iter().map(|(_, number)| *number);
         let known = self.remembered(&tags);
         if !known.into_iter().eq(stamped().map(Some))
-            && !self.ask_numbers(&tags).await?.into_iter().eq(stamped())
+            && !self.ask_numbers(&tags).boxed().await?.into_iter().eq(stamped())
         {
             return Ok(Held::Dead(stamp));
         }

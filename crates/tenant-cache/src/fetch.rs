@@ -100,12 +100,14 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
     }
 
     /// Answers the lookup; `read` is what the far tier was already found to hold.
+    ///
+    /// What comes after a read that does not answer is boxed: it is as large as a dozen reads, and rare.
     pub(crate) async fn run(self: Arc<Self>, read: Option<Read<V>>) -> Landing<V> {
         let Some(far) = &self.cache.far else {
-            return self.run_locally().await;
+            return self.run_locally().boxed().await;
         };
         if !far.trusted() {
-            return self.load_uncached_patiently().await;
+            return self.load_uncached_patiently().boxed().await;
         }
         let (sight, numbers) = match read {
             Some(read) => read,
@@ -113,17 +115,20 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
                 Ok((held, numbers)) => (self.sight(held), numbers),
                 Err(error) => {
                     self.note_far_failure(&error);
-                    return self.load_uncached_patiently().await;
+                    return self.load_uncached_patiently().boxed().await;
                 }
             },
         };
-        let dead = match sight {
-            Sight::Answer(found) => return Ok(found),
-            Sight::Kept(stale) => return self.replace_patiently(stale).await,
-            Sight::Dead(stamp) => Some(stamp),
-            Sight::Nothing => None,
-        };
-        let this = Arc::clone(&self);
+        match sight {
+            Sight::Answer(found) => Ok(found),
+            Sight::Kept(stale) => self.replace_patiently(stale).boxed().await,
+            Sight::Dead(stamp) => self.claim_patiently(Some(stamp), numbers).boxed().await,
+            Sight::Nothing => self.claim_patiently(None, numbers).boxed().await,
+        }
+    }
+
+    async fn claim_patiently(self: &Arc<Self>, dead: Option<Stamp>, numbers: Vec<u64>) -> Landing<V> {
+        let this = Arc::clone(self);
         let work = async move { this.claim_and_fill(dead, numbers).await };
         self.patiently(self.cache.policy.hard_timeout, work, || self.too_slow()).await
     }
