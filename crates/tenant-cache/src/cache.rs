@@ -330,19 +330,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
         read: Option<Read<V>>,
     ) -> Result<Found<V>, CacheError> {
         let inner = &self.inner;
-        let key = &fetch.key.key.clone();
         if fetch.above.contains(&inner.domain, &fetch.text) {
             return Err(LoadError::Reentrant { domain: Arc::clone(&inner.domain) }.into());
         }
-        let (near_key, ticket, anew) = (fetch.key.clone(), fetch.ticket.clone(), fetch.anew);
-        let meter = ticket.meter.clone();
-        let course = || {
-            let fetch = Arc::new(fetch);
-            match read {
-                None if !anew => carry(fetch.run_unless_known()).boxed(),
-                read => carry(fetch.run(read)).boxed(),
-            }
-        };
+        let anew = fetch.anew;
+        let fetch = Arc::new(fetch);
+        let course = || carry(Arc::clone(&fetch).take_off(read));
         let now = inner.shared.clock.now();
         let (flight, joined) = {
             let stands = |ticket: &Ticket| !anew && inner.near.stands(ticket);
@@ -350,12 +343,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
             let trusted = inner.shared.trust.near(now);
             let join_within = inner.policy.join_within / if trusted { 1 } else { 2 };
             let boarding = Boarding { now, join_within, stands: &stands };
-            inner.flights.board(near_key, ticket, &boarding, course)
+            inner.flights.board(fetch.key.clone(), fetch.ticket.clone(), &boarding, course)
         };
         let landing = flight.await;
         inner.counters.took(&landing, inner.shared.clock.now().since(now));
-        inner.count(key, &landing, joined);
-        meter.iter().for_each(|meter| meter.landed(&landing));
+        inner.count(&fetch.key.key, &landing, joined);
+        fetch.ticket.meter.iter().for_each(|meter| meter.landed(&landing));
         landing
     }
 

@@ -92,17 +92,19 @@ impl<V> Clone for Stale<V> {
 impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
     /// As [`run`](Self::run), unless memory knows by now: an earlier flight may have landed after this lookup
     /// found nothing and before it took off.
-    pub(crate) async fn run_unless_known(self: Arc<Self>) -> Landing<V> {
-        match self.cache.near_answer(&self.key.query()) {
+    pub(crate) async fn take_off(self: Arc<Self>, read: Option<Read<V>>) -> Landing<V> {
+        let unknown = read.is_some() || self.anew;
+        let near = if unknown { None } else { self.cache.near_answer(&self.key.query()) };
+        match near {
             Some(near) => Ok(near.found),
-            None => self.run(None).await,
+            None => self.run(read).await,
         }
     }
 
     /// Answers the lookup; `read` is what the far tier was already found to hold.
     ///
     /// What comes after a read that does not answer is boxed: it is as large as a dozen reads, and rare.
-    pub(crate) async fn run(self: Arc<Self>, read: Option<Read<V>>) -> Landing<V> {
+    async fn run(self: Arc<Self>, read: Option<Read<V>>) -> Landing<V> {
         let Some(far) = &self.cache.far else {
             return self.run_locally().boxed().await;
         };

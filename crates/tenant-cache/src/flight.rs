@@ -61,12 +61,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> Flights<K, V> {
     }
 
     /// The flight of a key that the lookup may join (`true`), or a new one that takes `course` (`false`).
-    pub(crate) fn board(
+    pub(crate) fn board<C: Future<Output = Landing<V>> + Send + 'static>(
         self: &Arc<Self>,
         key: NearKey<K>,
         ticket: Ticket,
         boarding: &Boarding<'_>,
-        course: impl FnOnce() -> BoxFuture<'static, Landing<V>>,
+        course: impl FnOnce() -> C,
     ) -> (Flight<V>, bool) {
         let mut shard = self.shard(&key).lock();
         if let Some(flight) = shard.get(&key).and_then(|entry| entry.joinable(boarding)) {
@@ -75,11 +75,11 @@ impl<K: CacheKey, V: Send + Sync + 'static> Flights<K, V> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let landed = Landed { flights: Arc::clone(self), key: key.clone(), id };
         self.aloft.fetch_add(1, Ordering::Relaxed);
-        let course = course();
-        let flight = async move {
-            let _landed = landed;
-            course.await
-        };
+        // Not in an async block, which would hold the course twice: where it was captured, and where it is awaited.
+        let flight = course().map(move |landing| {
+            drop(landed);
+            landing
+        });
         let new = flight.boxed().shared();
         if let Some(flight) = new.downgrade() {
             shard.insert(key, Entry { id, started: boarding.now, ticket, flight });
@@ -98,12 +98,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> Flights<K, V> {
     }
 
     /// A new flight that later lookups may join, in place of whichever there is.
-    pub(crate) fn board_anew(
+    pub(crate) fn board_anew<C: Future<Output = Landing<V>> + Send + 'static>(
         self: &Arc<Self>,
         key: NearKey<K>,
         ticket: Ticket,
         now: Tick,
-        course: impl FnOnce() -> BoxFuture<'static, Landing<V>>,
+        course: impl FnOnce() -> C,
     ) -> Flight<V> {
         let nobody = |_: &Ticket| false;
         let boarding = Boarding { now, join_within: Duration::ZERO, stands: &nobody };

@@ -88,7 +88,11 @@ impl Chain {
             let local = generation.local();
             (generation, local)
         };
-        Self(generations.into_iter().map(seen).collect())
+        let generations = generations.into_iter();
+        if generations.size_hint() == (0, Some(0)) {
+            return Self::default();
+        }
+        Self(generations.map(seen).collect())
     }
 
     /// Whether no group was invalidated since.
