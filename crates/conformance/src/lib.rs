@@ -9,6 +9,7 @@
 //! | the suite of `Locks` | [`lock`], [`lock_suite!`] |
 //! | the suite of `RateLimits`, and vectors of its arithmetic | [`rate_limit`], [`rate_limit_suite!`] |
 //! | the suite of `Presence` | [`presence`], [`presence_suite!`] |
+//! | what the suites of locks and limits are given | [`instances`] |
 //! | what a test must leave behind: nothing | [`hygiene`] |
 //! | the cache contract in its plainest form, to compare with | [`model`] |
 //! | twins of the contracts that fail when they are told to | [`faults`] |
@@ -22,6 +23,7 @@ pub mod cache;
 pub mod faults;
 pub mod history;
 pub mod hygiene;
+pub mod instances;
 pub mod lock;
 pub mod model;
 pub mod presence;

@@ -9,48 +9,12 @@
 pub mod holding;
 pub mod waiting;
 
-use std::sync::Arc;
-
 use cache_core::Locks;
 
+use crate::instances::Instances;
+
 /// Locks under test, none of them held under its scope.
-#[derive(Debug, Clone)]
-pub struct LockFixture {
-    /// The service.
-    pub locks: Arc<dyn Locks>,
-    /// The same locks as another instance has them; the service itself when there is but one.
-    pub peer: Arc<dyn Locks>,
-    /// Begins every key of the case.
-    pub scope: String,
-}
-
-impl LockFixture {
-    /// A fixture with a random scope.
-    #[must_use]
-    pub fn new(locks: Arc<dyn Locks>) -> Self {
-        let peer = Arc::clone(&locks);
-        Self { locks, peer, scope: format!("t{:016x}/", rand::random::<u64>()) }
-    }
-
-    /// Adds another instance that shares the locks.
-    #[must_use]
-    pub fn with_peer(mut self, peer: Arc<dyn Locks>) -> Self {
-        self.peer = peer;
-        self
-    }
-
-    /// A key of this case.
-    #[must_use]
-    pub fn key(&self, name: &str) -> String {
-        format!("{}{name}", self.scope)
-    }
-
-    /// Another scope, asked the other way round; locks have no forwarding implementation to go through.
-    #[must_use]
-    pub fn forwarded(self) -> Self {
-        Self::new(self.peer).with_peer(self.locks)
-    }
-}
+pub type LockFixture = Instances<dyn Locks>;
 
 /// A11: makes a test of each case for a backend, one of yours too.
 #[macro_export]

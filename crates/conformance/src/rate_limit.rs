@@ -12,50 +12,16 @@ pub mod counting;
 pub mod time;
 pub mod vectors;
 
-use std::sync::Arc;
-
 use cache_core::{Decision, Quota, RateLimits};
 
+use crate::instances::Instances;
+
 /// Limits under test, nothing counted yet under its scope.
-#[derive(Debug, Clone)]
-pub struct RateLimitFixture {
-    /// The service.
-    pub limits: Arc<dyn RateLimits>,
-    /// The same limits as another instance has them; the service itself when there is but one.
-    pub peer: Arc<dyn RateLimits>,
-    /// Begins every key of the case.
-    pub scope: String,
-}
+pub type RateLimitFixture = Instances<dyn RateLimits>;
 
 impl RateLimitFixture {
-    /// A fixture with a random scope.
-    #[must_use]
-    pub fn new(limits: Arc<dyn RateLimits>) -> Self {
-        let peer = Arc::clone(&limits);
-        Self { limits, peer, scope: format!("t{:016x}/", rand::random::<u64>()) }
-    }
-
-    /// Adds another instance that shares the counts.
-    #[must_use]
-    pub fn with_peer(mut self, peer: Arc<dyn RateLimits>) -> Self {
-        self.peer = peer;
-        self
-    }
-
-    /// A key of this case.
-    #[must_use]
-    pub fn key(&self, name: &str) -> String {
-        format!("{}{name}", self.scope)
-    }
-
-    /// Another scope, asked the other way round.
-    #[must_use]
-    pub fn forwarded(self) -> Self {
-        Self::new(self.peer).with_peer(self.limits)
-    }
-
     async fn check(&self, quota: &Quota, name: &str, cost: u32) -> Decision {
-        self.limits.check(quota, &self.key(name), cost).await.unwrap()
+        self.service.check(quota, &self.key(name), cost).await.unwrap()
     }
 }
 

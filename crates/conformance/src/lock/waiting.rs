@@ -24,7 +24,7 @@ type Acquiring<'a> = Pin<Box<dyn Future<Output = Result<LockGuard, LockError>> +
 /// Puts a waiter into the queue: polls until it has said that it waits. In-process it does so at its first poll,
 /// a remote one needs its round trip.
 async fn enqueue<'a>(f: &'a LockFixture, key: &'a str, options: &'a LockOptions) -> Acquiring<'a> {
-    enqueue_on(&f.locks, key, options).await
+    enqueue_on(&f.service, key, options).await
 }
 
 async fn enqueue_on<'a>(locks: &'a Arc<dyn Locks>, key: &'a str, options: &'a LockOptions) -> Acquiring<'a> {
@@ -37,7 +37,7 @@ async fn enqueue_on<'a>(locks: &'a Arc<dyn Locks>, key: &'a str, options: &'a Lo
 /// F3: first come, first served.
 pub async fn waiters_are_served_in_the_order_of_arrival(f: LockFixture) {
     let (key, options) = (f.key("k"), patient());
-    let held = f.locks.acquire(&key, &options).await.unwrap();
+    let held = f.service.acquire(&key, &options).await.unwrap();
     let mut waiters = Vec::new();
     for _ in 0..5 {
         waiters.push(enqueue(&f, &key, &options).await);
@@ -52,11 +52,11 @@ pub async fn waiters_are_served_in_the_order_of_arrival(f: LockFixture) {
 /// F3: waiting ends with `Timeout`, and not before its time.
 pub async fn waiting_has_a_limit(f: LockFixture) {
     let key = f.key("k");
-    let held = f.locks.acquire(&key, &patient()).await.unwrap();
+    let held = f.service.acquire(&key, &patient()).await.unwrap();
     let limit = Duration::from_millis(150);
-    let refused = f.locks.acquire(&key, &waiting(limit)).await.unwrap_err();
+    let refused = f.service.acquire(&key, &waiting(limit)).await.unwrap_err();
     assert!(matches!(refused, LockError::Timeout { waited } if waited >= limit), "{refused:?}");
-    let at_once = f.locks.acquire(&key, &waiting(Duration::ZERO)).await.unwrap_err();
+    let at_once = f.service.acquire(&key, &waiting(Duration::ZERO)).await.unwrap_err();
     assert!(matches!(at_once, LockError::Timeout { .. }), "{at_once:?}");
     held.release().await.unwrap();
 }
@@ -64,16 +64,16 @@ pub async fn waiting_has_a_limit(f: LockFixture) {
 /// F3, F4: who gave up is not waited for.
 pub async fn a_waiter_that_gave_up_blocks_nobody(f: LockFixture) {
     let key = f.key("k");
-    let held = f.locks.acquire(&key, &patient()).await.unwrap();
-    assert!(f.locks.acquire(&key, &waiting(Duration::from_millis(50))).await.is_err());
+    let held = f.service.acquire(&key, &patient()).await.unwrap();
+    assert!(f.service.acquire(&key, &waiting(Duration::from_millis(50))).await.is_err());
     held.release().await.unwrap();
-    f.locks.acquire(&key, &patient()).await.unwrap().release().await.unwrap();
+    f.service.acquire(&key, &patient()).await.unwrap().release().await.unwrap();
 }
 
 /// F4: a waiter that is dropped leaves the queue; the one behind it is served.
 pub async fn a_waiter_that_is_dropped_blocks_nobody(f: LockFixture) {
     let (key, options) = (f.key("k"), patient());
-    let held = f.locks.acquire(&key, &options).await.unwrap();
+    let held = f.service.acquire(&key, &options).await.unwrap();
     let first = enqueue(&f, &key, &options).await;
     let second = enqueue(&f, &key, &options).await;
     drop(first);
@@ -84,7 +84,7 @@ pub async fn a_waiter_that_is_dropped_blocks_nobody(f: LockFixture) {
 /// F4: a lock that was handed to a waiter which is dropped before it notices goes to the next.
 pub async fn a_lock_handed_to_a_dropped_waiter_passes_on(f: LockFixture) {
     let (key, options) = (f.key("k"), patient());
-    let held = f.locks.acquire(&key, &options).await.unwrap();
+    let held = f.service.acquire(&key, &options).await.unwrap();
     let first = enqueue(&f, &key, &options).await;
     let mut second = enqueue(&f, &key, &options).await;
     held.release().await.unwrap();
@@ -98,7 +98,7 @@ pub async fn a_release_wakes_the_next_one(f: LockFixture) {
     let (key, options) = (f.key("k"), patient());
     let mut times = Vec::new();
     for _ in 0..9 {
-        let held = f.locks.acquire(&key, &options).await.unwrap();
+        let held = f.service.acquire(&key, &options).await.unwrap();
         let waiter = enqueue_on(&f.peer, &key, &options).await;
         let released = Instant::now();
         held.release().await.unwrap();
@@ -118,7 +118,7 @@ pub async fn holders_never_overlap_while_others_give_up(f: LockFixture) {
     let mut contenders = tokio::task::JoinSet::new();
     for number in 0..12_u32 {
         let (key, history) = (key.clone(), Arc::clone(&history));
-        let locks = if number % 2 == 0 { f.locks.clone() } else { f.peer.clone() };
+        let locks = if number % 2 == 0 { f.service.clone() } else { f.peer.clone() };
         contenders.spawn(async move {
             for round in 0..12 {
                 let options = waiting(Duration::from_millis(1 + u64::from(rand::random::<u8>()) * 4));
@@ -145,5 +145,5 @@ pub async fn holders_never_overlap_while_others_give_up(f: LockFixture) {
         assert!(pair[0].1 <= pair[1].0, "two at the same time: {pair:?}");
         assert!(pair[0].2 < pair[1].2, "tokens out of order: {pair:?}");
     }
-    f.locks.acquire(&key, &patient()).await.unwrap().release().await.unwrap();
+    f.service.acquire(&key, &patient()).await.unwrap().release().await.unwrap();
 }

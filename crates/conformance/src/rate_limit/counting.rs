@@ -98,7 +98,7 @@ pub async fn parallel_callers_take_exactly_the_limit(f: RateLimitFixture) {
     for quota in both(50) {
         let mut tasks = JoinSet::new();
         for n in 0..200 {
-            let limits = if n % 2 == 0 { f.limits.clone() } else { f.peer.clone() };
+            let limits = if n % 2 == 0 { f.service.clone() } else { f.peer.clone() };
             let (quota, key) = (quota.clone(), f.key("k"));
             tasks.spawn(async move { u32::from(limits.check(&quota, &key, 1).await.unwrap().allowed) });
         }
@@ -132,17 +132,17 @@ pub async fn keys_and_quotas_are_counted_apart(f: RateLimitFixture) {
         (format!("{scope}{{a}}"), "b".to_owned()),
     ];
     for (name, key) in &pairs {
-        assert!(f.limits.check(&quota(name), key, 1).await.unwrap().allowed, "{name} {key}");
+        assert!(f.service.check(&quota(name), key, 1).await.unwrap().allowed, "{name} {key}");
     }
     for (name, key) in &pairs {
-        assert!(!f.limits.check(&quota(name), key, 1).await.unwrap().allowed, "{name} {key}");
+        assert!(!f.service.check(&quota(name), key, 1).await.unwrap().allowed, "{name} {key}");
     }
     // Of the same name, but another algorithm.
     let window = Quota::fixed_window(format!("{scope}a"), 1, HOUR);
-    assert!(f.limits.check(&window, "b:c", 1).await.unwrap().allowed);
+    assert!(f.service.check(&window, "b:c", 1).await.unwrap().allowed);
     // The same quota with another limit is the same count.
     let wider = Quota::token_bucket(format!("{scope}a"), 2, HOUR);
-    assert_eq!(f.limits.check(&wider, "b:c", 0).await.unwrap().remaining, 0);
+    assert_eq!(f.service.check(&wider, "b:c", 0).await.unwrap().remaining, 0);
 }
 
 /// SH6: a cost over the limit, a quota that cannot work and a key that is none are errors that say so, and
@@ -150,7 +150,7 @@ pub async fn keys_and_quotas_are_counted_apart(f: RateLimitFixture) {
 pub async fn what_can_never_pass_is_refused_by_name(f: RateLimitFixture) {
     let quota = Quota::token_bucket("q", 5, HOUR);
     let check = |quota: Quota, key: String, cost| {
-        let limits = f.limits.clone();
+        let limits = f.service.clone();
         async move { limits.check(&quota, &key, cost).await.unwrap_err() }
     };
     let error = check(quota.clone(), f.key("k"), 6).await;
@@ -178,7 +178,7 @@ pub async fn a_dropped_check_takes_its_units_at_most(f: RateLimitFixture) {
     let quota = Quota::token_bucket("dropped", 1_000, HOUR * 1_000);
     let key = f.key("k");
     for polls in 0..20 {
-        let mut check = Box::pin(f.limits.check(&quota, &key, 10));
+        let mut check = Box::pin(f.service.check(&quota, &key, 10));
         for _ in 0..polls {
             if check.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
                 break;
