@@ -44,7 +44,7 @@ async fn the_concurrency_mock_is_the_sum_of_its_parts() {
     assert_eq!(service.count(&tenant).await.expect("count"), 3);
 }
 
-/// F4: `with_lock` drops the work when the lock is lost, and says so.
+/// F4, SH7: `with_lock` drops the work when the lock is lost, and says so.
 #[tokio::test]
 async fn work_is_dropped_when_the_lock_is_lost() {
     struct Dropped(Arc<AtomicBool>);

@@ -35,7 +35,7 @@ async fn failures_are_said_as_what_they_are() {
     assert!(twin.check(&Quota::auth(), "k", 0).await.unwrap().remaining == 5);
 }
 
-/// F4: a lock that was granted and not heard of is free again.
+/// F4, SH7: a lock that was granted and not heard of is free again.
 #[tokio::test]
 async fn a_lock_whose_answer_is_lost_is_free_again() {
     let twin = twin();

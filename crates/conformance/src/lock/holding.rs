@@ -86,7 +86,7 @@ pub async fn a_lock_holds_for_every_instance(f: LockFixture) {
     held.release().await.unwrap();
 }
 
-/// F2: a lock is held for as long as its guard lives, not for its TTL; the holder is not told that it is lost.
+/// F2, SH7: a lock is held for as long as its guard lives, not for its TTL; the holder is not told that it is lost.
 pub async fn a_held_lock_outlives_its_ttl(f: LockFixture) {
     let key = f.key("k");
     let held = f.service.acquire(&key, &patient().with_ttl(Duration::from_secs(1))).await.unwrap();
@@ -96,7 +96,7 @@ pub async fn a_held_lock_outlives_its_ttl(f: LockFixture) {
     held.release().await.unwrap();
 }
 
-/// F5: the token grows from holder to holder, whichever instance they are on.
+/// F5, SH7: the token grows from holder to holder, whichever instance they are on.
 pub async fn fencing_tokens_grow_across_instances(f: LockFixture) {
     let key = f.key("k");
     let mut last = FencingToken(0);

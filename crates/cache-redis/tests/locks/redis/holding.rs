@@ -155,7 +155,7 @@ async fn a_frozen_holder_knows_and_loses_by_its_token() {
     other.release().await.expect("still held");
 }
 
-/// F4: work under a lock is dropped when the lock is lost, here because somebody removed it.
+/// F4, SH7: work under a lock is dropped when the lock is lost, here because somebody removed it.
 #[tokio::test]
 async fn work_is_dropped_with_its_lock() {
     struct Dropped(Arc<AtomicBool>);
