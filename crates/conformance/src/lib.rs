@@ -9,7 +9,8 @@
 //! | the suite of `Locks` | [`lock`], [`lock_suite!`] |
 //! | the suite of `RateLimits`, and vectors of its arithmetic | [`rate_limit`], [`rate_limit_suite!`] |
 //! | the suite of `Presence` | [`presence`], [`presence_suite!`] |
-//! | what the suites of locks and limits are given | [`instances`] |
+//! | the suite of `InvalidationBus` | [`bus`], [`bus_suite!`] |
+//! | what suites are given | [`instances`] |
 //! | what a test must leave behind: nothing | [`hygiene`] |
 //! | the cache contract in its plainest form, to compare with | [`model`] |
 //! | twins of the contracts that fail when they are told to | [`faults`] |
@@ -19,6 +20,7 @@
 //! | a few lines of Redis protocol | [`resp`] |
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
+pub mod bus;
 pub mod cache;
 pub mod faults;
 pub mod history;
