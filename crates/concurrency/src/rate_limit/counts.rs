@@ -203,7 +203,7 @@ mod tests {
     /// G3: quotas and keys are told apart, wherever the one ends and the other begins.
     #[test]
     fn quotas_and_keys_are_told_apart() {
-        let counts = Counts::new(100);
+        let counts = Counts::new(100_000);
         let quotas = [
             Quota::token_bucket("a", 1, Quota::MAX_PER),
             Quota::token_bucket("ab", 1, Quota::MAX_PER),
