@@ -46,33 +46,40 @@ impl Count {
 }
 
 /// Checks `cost` units of a [valid](Quota::validate) quota at the time `now`, in microseconds. Answers the
-/// decision, and what to keep when units were taken. A count of another algorithm is none.
+/// decision, and what to keep when something changed. A count of another algorithm is none.
 ///
-/// A clock that was put back, or a period that became shorter, delays nobody by more than one period.
+/// A clock that was put back, or a period that became shorter, delays nobody by more than one period: a count from
+/// beyond it is cut, and kept so, also by a refusal.
 #[must_use]
 #[inline]
 pub fn check(quota: &Quota, count: Option<Count>, now: u64, cost: u32) -> (Decision, Option<Count>) {
     let latest = now.saturating_add(micros(quota.per));
     match (quota.algorithm, count) {
         (Algorithm::FixedWindow, count) => {
-            let (taken, ends) = match count {
-                Some(Count::Window { taken, ends }) if now < ends => (taken, ends.min(latest)),
+            let (taken, held) = match count {
+                Some(Count::Window { taken, ends }) if now < ends => (taken, ends),
                 _ => (0, latest),
             };
-            let allowed = taken.checked_add(cost).is_some_and(|taken| taken <= quota.limit);
+            let ends = held.min(latest);
+            let fits = taken.checked_add(cost).is_some_and(|taken| taken <= quota.limit);
+            let allowed = fits || cost == 0;
             let taken = if allowed { taken + cost } else { taken };
             let decision = window(quota, allowed, taken, ends - now);
-            (decision, (allowed && cost > 0).then_some(Count::Window { taken, ends }))
+            let changed = (allowed && cost > 0) || held > latest;
+            (decision, changed.then_some(Count::Window { taken, ends }))
         }
         (Algorithm::TokenBucket, count) => {
-            let arrival = match count {
-                Some(Count::Bucket(arrival)) => arrival.clamp(now, latest),
+            let held = match count {
+                Some(Count::Bucket(arrival)) => arrival,
                 _ => now,
             };
+            let arrival = held.clamp(now, latest);
             let new = arrival.saturating_add(price(quota, cost));
             let allowed = new <= latest;
-            let decision = bucket(quota, cost, allowed, if allowed { new } else { arrival } - now);
-            (decision, (allowed && cost > 0).then_some(Count::Bucket(new)))
+            let after = if allowed { new } else { arrival };
+            let decision = bucket(quota, cost, allowed, after - now);
+            let changed = (allowed && cost > 0) || held > latest;
+            (decision, changed.then_some(Count::Bucket(after)))
         }
     }
 }
@@ -208,11 +215,25 @@ mod tests {
     /// period at most.
     #[test]
     fn a_count_from_the_future_delays_by_one_period_at_most() {
-        let far = T0 + 1_000_000_000_000;
-        let bucket = check(&Quota::api(), Some(Count::Bucket(far)), T0, 1).0;
-        assert_eq!((bucket.allowed, bucket.reset_after), (false, Quota::api().per));
-        let window = check(&Quota::auth(), Some(Count::Window { taken: 5, ends: far }), T0, 1).0;
-        assert_eq!((window.allowed, window.retry_after), (false, Some(Quota::auth().per)));
+        let ends = T0 + 1_000_000_000_000;
+        for (quota, count) in
+            [(Quota::api(), Count::Bucket(ends)), (Quota::auth(), Count::Window { taken: 5, ends })]
+        {
+            for cost in [0, 1] {
+                let (first, kept) = check(&quota, Some(count), T0, cost);
+                assert_eq!((first.allowed, first.reset_after), (cost == 0, quota.per));
+                let later = T0 + micros(quota.per);
+                assert!(check(&quota, kept, later, 1).0.allowed, "{quota:?}: not delayed again");
+            }
+        }
+    }
+
+    /// G1: also a window whose limit was lowered may be asked what is left.
+    #[test]
+    fn a_lowered_limit_may_be_asked_what_is_left() {
+        let count = Some(Count::Window { taken: 9, ends: T0 + 1 });
+        let (asked, kept) = check(&Quota::auth(), count, T0, 0);
+        assert_eq!((asked.allowed, asked.remaining, kept), (true, 0, None));
     }
 
     /// A count of another algorithm is none.

@@ -150,6 +150,23 @@ mod redis {
         }
     }
 
+    /// G1: who has used up a limit whose time is then shortened waits for the new time once, and not for the old one.
+    #[tokio::test]
+    async fn a_shortened_time_is_waited_for_once() {
+        let server = RedisServer::start();
+        let limits = limits(&server.url());
+        let short = Duration::from_millis(300);
+        for (long, short) in [
+            (Quota::token_bucket("b", 5, HOUR), Quota::token_bucket("b", 5, short)),
+            (Quota::fixed_window("w", 5, HOUR), Quota::fixed_window("w", 5, short)),
+        ] {
+            assert!(limits.check(&long, "k", 5).await.expect("a decision").allowed);
+            let refused = limits.check(&short, "k", 1).await.expect("a decision");
+            tokio::time::sleep(refused.retry_after.expect("a wait")).await;
+            assert!(limits.check(&short, "k", 1).await.expect("a decision").allowed, "{short:?}");
+        }
+    }
+
     /// C8, D2: keys have the deployment's prefix, and names with colons do not run into each other.
     #[tokio::test]
     async fn keys_are_named_for_one_deployment_and_quota() {
