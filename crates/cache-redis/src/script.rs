@@ -56,11 +56,11 @@ prepared! {
     /// Takes units of a fixed window.
     LIMIT_WINDOW = "limit_window";
     /// Takes a lock, or a place in its queue.
-    LOCK_ACQUIRE = "lock_acquire";
+    LOCK_ACQUIRE = "lock_acquire" after "lock_queue";
     /// Ends a holding and wakes who is next.
-    LOCK_RELEASE = "lock_release";
+    LOCK_RELEASE = "lock_release" after "lock_queue";
     /// Settles an id, whatever it has.
-    LOCK_GIVE_UP = "lock_give_up";
+    LOCK_GIVE_UP = "lock_give_up" after "lock_queue";
     /// Prolongs a holding.
     LOCK_RENEW = "lock_renew";
     /// Adds a connection to a tenant, or replaces what is known of it.

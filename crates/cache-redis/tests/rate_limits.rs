@@ -1,8 +1,6 @@
 //! Rate limits on a real Redis: the scripts' arithmetic, what they keep, and faults. Every test is in a module
 //! `redis`, for it needs one.
 
-mod common;
-
 mod redis {
     use std::time::{Duration, Instant};
 
@@ -13,8 +11,7 @@ mod redis {
     use conformance::rate_limit::vectors::{self, Step, Vector};
     use conformance::redis_server::RedisServer;
     use conformance::resp::{Connection, Reply};
-
-    use crate::common::until;
+    use conformance::wait::{eventually, until};
 
     const BUCKET: &str = include_str!("../src/lua/limit_bucket.lua");
     const WINDOW: &str = include_str!("../src/lua/limit_window.lua");
@@ -232,11 +229,7 @@ mod redis {
             }
         }
         server.restart();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while limits.check(&Quota::api(), "k", 1).await.is_err() {
-            assert!(Instant::now() < deadline, "it is there again");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        eventually("Redis", async || limits.check(&Quota::api(), "k", 1).await.is_ok()).await;
     }
 
     /// G3: a server that forgot the scripts is told them again, and nothing is counted twice.

@@ -9,18 +9,15 @@
 pub mod telling;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use cache_core::{Clock, FlushReason, Invalidation, InvalidationBus, InvalidationSink, Subscription};
 use parking_lot::Mutex;
 
 use crate::instances::Instances;
+use crate::wait::until;
 
 /// A bus under test, and the same as another instance is on it.
 pub type BusFixture = Instances<dyn InvalidationBus>;
-
-/// How long an instance may take until it is trusted, and a message to arrive.
-const SOON: Duration = Duration::from_secs(20);
 
 impl BusFixture {
     /// Waits until both instances hear each other. A bus may listen only while it is listened to, which it is until
@@ -52,14 +49,6 @@ impl InvalidationSink for Heard {
     }
 
     fn flush(&self, _: FlushReason) {}
-}
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what} did not come");
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }
 
 fn sink() -> Arc<Heard> {

@@ -11,6 +11,7 @@
 //! | the suite of `Presence` | [`presence`], [`presence_suite!`] |
 //! | the suite of `InvalidationBus` | [`bus`], [`bus_suite!`] |
 //! | what suites are given | [`instances`] |
+//! | waiting for what must come | [`wait`] |
 //! | what a test must leave behind: nothing | [`hygiene`] |
 //! | the cache contract in its plainest form, to compare with | [`model`] |
 //! | twins of the contracts that fail when they are told to | [`faults`] |
@@ -33,6 +34,7 @@ pub mod proxy;
 pub mod rate_limit;
 pub mod redis_server;
 pub mod resp;
+pub mod wait;
 
 /// Makes a test of each named case of a suite's module; used by the suites' own macros.
 #[doc(hidden)]

@@ -10,10 +10,6 @@ use tokio::task::JoinSet;
 
 /// Connections known at the same time. Those beyond end by their TTL, as all do when the process is killed.
 const MAX: usize = 100_000;
-/// Below this many, nothing is swept.
-const MIN_SWEEP: usize = 1_024;
-/// While full it is not swept more often than this: each newcomer would look at all.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Connections released at the same time.
 const AT_ONCE: usize = 256;
 
@@ -29,7 +25,6 @@ pub struct Connections {
 #[derive(Debug)]
 struct Known {
     until: HashMap<(TenantId, Box<str>), Tick>,
-    sweep_at: usize,
     swept: Tick,
 }
 
@@ -43,7 +38,7 @@ impl Connections {
     /// None, by this clock.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
-        let known = Known { until: HashMap::new(), sweep_at: MIN_SWEEP, swept: Tick::ZERO };
+        let known = Known { until: HashMap::new(), swept: Tick::ZERO };
         Self { known: Mutex::new(known), clock, lately: PresenceOptions::default().ttl / 2 }
     }
 
@@ -51,7 +46,11 @@ impl Connections {
     pub fn beat(&self, tenant: &TenantId, id: &str) {
         let now = self.clock.now();
         let mut known = self.known.lock();
-        known.make_room(now);
+        // Once in the time that one is known, which is a constant cost per beat.
+        if now.since(known.swept) >= self.lately {
+            known.until.retain(|_, until| now < *until);
+            known.swept = now;
+        }
         let key = (tenant.clone(), Box::from(id));
         if known.until.len() < MAX || known.until.contains_key(&key) {
             known.until.insert(key, now + self.lately);
@@ -95,19 +94,6 @@ impl Connections {
                 return;
             }
         }
-    }
-}
-
-impl Known {
-    /// Sweeps each time the number has doubled (a constant cost per beat), and now and then while full.
-    fn make_room(&mut self, now: Tick) {
-        let (grown, full) = (self.until.len() >= self.sweep_at, self.until.len() >= MAX);
-        if !(full && now.since(self.swept) >= SWEEP_EVERY || grown && !full) {
-            return;
-        }
-        self.until.retain(|_, until| now < *until);
-        self.sweep_at = (self.until.len() * 2).max(MIN_SWEEP);
-        self.swept = now;
     }
 }
 

@@ -13,6 +13,7 @@ mod redis {
     use cache_redis::{BusPolicy, RedisBus, RedisCacheOptions, RedisCacheService, RedisLink, RedisSettings};
     use conformance::proxy::{Direction, Gate, Proxy};
     use conformance::redis_server::RedisServer;
+    use conformance::wait::eventually;
     use tenant_cache::{Caches, Source, TenantCache};
 
     use crate::support::{Origin, of, plain, versions};
@@ -55,19 +56,12 @@ mod redis {
 
         /// Memory is trusted, and holds the row.
         async fn settled(&self) {
-            until("the row in memory", async || self.healthy() && self.get().await.1 == Source::Near).await;
+            eventually("the row in memory", async || self.healthy() && self.get().await.1 == Source::Near)
+                .await;
         }
 
         fn healthy(&self) -> bool {
             self.bus.state().health == BusHealth::Trusted
-        }
-    }
-
-    async fn until(what: &str, holds: impl AsyncFn() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !holds().await {
-            assert!(Instant::now() < deadline, "{what} did not come");
-            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
@@ -90,12 +84,12 @@ mod redis {
         let reconnects = there.bus.state().reconnects;
         there.link.refuse().await;
         there.link.cut().await;
-        until("the end of the subscription", async || there.bus.state().health == BusHealth::Down).await;
+        eventually("the end of the subscription", async || there.bus.state().health == BusHealth::Down).await;
         origin.commit("k", 2);
         here.invalidate().await;
         assert_eq!(there.bus.state().received, 0, "nobody told it");
         there.link.heal().await;
-        until("a new subscription", async || there.bus.state().reconnects > reconnects).await;
+        eventually("a new subscription", async || there.bus.state().reconnects > reconnects).await;
         there.settled().await;
         assert_eq!(there.get().await, (Some(2), Source::Near));
     }
@@ -111,7 +105,7 @@ mod redis {
         // What an invalidation does, but for the message: the key goes, and the count goes up.
         server.command(&["UNLINK", "acme:rows:k"]);
         server.command(&["INCR", "{cache:invalidate}:seq"]);
-        until("the new row", async || there.get().await.0 == Some(2)).await;
+        eventually("the new row", async || there.get().await.0 == Some(2)).await;
         let after = there.bus.state();
         assert_eq!((after.gaps, after.reconnects), (before.gaps + 1, before.reconnects));
     }
@@ -126,7 +120,7 @@ mod redis {
         let closed = Instant::now();
         origin.commit("k", 2);
         here.invalidate().await;
-        until("the end of trust", async || !there.trusted()).await;
+        eventually("the end of trust", async || !there.trusted()).await;
         assert!(closed.elapsed() < TRUST_FOR + Duration::from_secs(1), "{:?}", closed.elapsed());
         assert_eq!(there.get().await, (Some(2), Source::Origin));
         there.link.heal().await;
@@ -142,7 +136,7 @@ mod redis {
         there.link.set(Direction::ToClient, Gate::Hold);
         origin.commit("k", 2);
         here.invalidate().await;
-        until("the end of trust", async || !there.trusted()).await;
+        eventually("the end of trust", async || !there.trusted()).await;
         assert_eq!(there.get().await.0, Some(2));
         // What was held arrives now, the message among it.
         there.link.heal().await;
@@ -161,7 +155,7 @@ mod redis {
         of("acme", here.cache.invalidate(&"k".to_owned())).await.unwrap_err();
         assert_eq!(here.get().await, (Some(2), Source::Origin));
         server.restart();
-        until("the repetition", async || here.bus.state().pending == 0).await;
+        eventually("the repetition", async || here.bus.state().pending == 0).await;
         for instance in [&here, &there] {
             instance.settled().await;
             assert_eq!(instance.get().await.0, Some(2));
@@ -185,7 +179,7 @@ mod redis {
         origin.commit("k", 2);
         here.invalidate().await;
         there.link.heal().await;
-        until("a new subscription", async || there.bus.state().reconnects > reconnects).await;
+        eventually("a new subscription", async || there.bus.state().reconnects > reconnects).await;
         there.settled().await;
         assert_eq!(there.get().await, (Some(2), Source::Near));
     }
@@ -208,7 +202,7 @@ mod redis {
         server.command(&["COPY", "saved", row, "REPLACE"]);
         let new = Instance::on(&server, &origin).await;
         for instance in [&new, &here, &there] {
-            until("the message", async || instance.get().await.0 == Some(2)).await;
+            eventually("the message", async || instance.get().await.0 == Some(2)).await;
             server.command(&["COPY", "saved", row, "REPLACE"]);
             assert_eq!(plain(of("acme", instance.cache.fresh(&"k".to_owned())).await.unwrap()), Some(2));
         }
@@ -240,7 +234,8 @@ mod redis {
         for version in 2..=50 {
             origin.commit("k", version);
             here.invalidate().await;
-            until("the message", async || there.bus.state().received == before.received + version - 1).await;
+            eventually("the message", async || there.bus.state().received == before.received + version - 1)
+                .await;
             assert_eq!(there.get().await.0, Some(version));
         }
         let after = there.bus.state();

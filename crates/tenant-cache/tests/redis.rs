@@ -12,6 +12,7 @@ mod redis {
     use cache_core::{InvalidationBus, RequestContext};
     use cache_redis::{BusPolicy, RedisBus, RedisCacheOptions, RedisCacheService, RedisLink, RedisSettings};
     use conformance::redis_server::RedisServer;
+    use conformance::wait::eventually;
     use tenant_cache::{Caches, RequestScope, Source, TenantCache};
 
     use crate::support::{Origin, of, plain, tenant, versions};
@@ -51,15 +52,7 @@ mod redis {
     }
 
     async fn trusted(instance: &Instance) {
-        until("trust", async || instance.bus.state().health == BusHealth::Trusted).await;
-    }
-
-    async fn until(what: &str, holds: impl AsyncFn() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !holds().await {
-            assert!(Instant::now() < deadline, "{what} did not come");
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        eventually("trust", async || instance.bus.state().health == BusHealth::Trusted).await;
     }
 
     /// E2, E11, SD1: near, far and origin on a real Redis, and every kind of invalidation seen by the other
@@ -74,11 +67,11 @@ mod redis {
             let (old, new) = (version as u64 * 2 + 1, version as u64 * 2 + 2);
             origin.commit("k", old);
             of("acme", here.cache.invalidate(&"k".to_owned())).await.unwrap();
-            until("the old version", async || there.get().await.0 == Some(old)).await;
+            eventually("the old version", async || there.get().await.0 == Some(old)).await;
             assert_eq!(here.get().await.0, Some(old), "{how}");
             assert_eq!(here.get().await.1, Source::Near, "{how}");
             // The message may come after the read that found the new far value, and take it from memory again.
-            until("memory", async || there.get().await.1 == Source::Near).await;
+            eventually("memory", async || there.get().await.1 == Source::Near).await;
             origin.commit("k", new);
             let key = "k".to_owned();
             of("acme", async {
@@ -95,7 +88,7 @@ mod redis {
             .await;
             assert_eq!(here.get().await.0, Some(new), "{how}: one's own is seen at once");
             let told = Instant::now();
-            until("the new version", async || there.get().await.0 == Some(new)).await;
+            eventually("the new version", async || there.get().await.0 == Some(new)).await;
             assert!(told.elapsed() < TRUST_FOR, "{how} took {:?}", told.elapsed());
         }
     }
@@ -111,7 +104,7 @@ mod redis {
         server.command(&["DEL", "acme:rows:k"]);
         server.command(&["PUBLISH", "cache:invalidate", "acme:rows:k"]);
         origin.commit("k", 2);
-        until("the new version", async || here.get().await.0 == Some(2)).await;
+        eventually("the new version", async || here.get().await.0 == Some(2)).await;
     }
 
     /// SE1, SE7, P3: a load that another instance invalidates is stored nowhere.
@@ -169,7 +162,7 @@ mod redis {
         assert!(invalidated.is_err(), "P6: the caller is told");
         assert_eq!(here.get().await.0, Some(2), "this instance forgot it all the same");
         let changed = Instant::now();
-        until("the new version", async || there.get().await.0 == Some(2)).await;
+        eventually("the new version", async || there.get().await.0 == Some(2)).await;
         // The bound, and one call that Redis did not answer.
         assert!(changed.elapsed() < TRUST_FOR + Duration::from_secs(1), "{:?}", changed.elapsed());
         let asked = Instant::now();
@@ -180,7 +173,7 @@ mod redis {
         server.resume();
         trusted(&here).await;
         trusted(&there).await;
-        until("memory", async || there.get().await.1 == Source::Near).await;
+        eventually("memory", async || there.get().await.1 == Source::Near).await;
         assert_eq!((here.get().await.0, there.get().await.0), (Some(2), Some(2)));
     }
 
@@ -192,7 +185,7 @@ mod redis {
         for version in 1..20 {
             origin.commit("k", version);
             of("acme", here.cache.invalidate(&"k".to_owned())).await.unwrap();
-            until("the version", async || there.get().await.0 == Some(version)).await;
+            eventually("the version", async || there.get().await.0 == Some(version)).await;
             server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
         }
         trusted(&there).await;

@@ -12,11 +12,7 @@ local fence = tonumber(redis.call('GET', KEYS[2]) or '0')
 if not fence or not (fence >= 0 and fence < 9007199254740991) or fence % 1 ~= 0 then
   return redis.error_reply('WRONGTYPE the fence is no number')
 end
-local dead = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', ms, 'LIMIT', 0, 100)
-if #dead > 0 then
-  redis.call('ZREM', KEYS[4], unpack(dead))
-  redis.call('ZREM', KEYS[3], unpack(dead))
-end
+forget_silent(KEYS[3], KEYS[4], ms)
 local head = redis.call('ZRANGE', KEYS[3], 0, 0)[1]
 if owner == id or (not owner and (not head or head == id)) then
   redis.call('ZREM', KEYS[3], id)

@@ -10,14 +10,5 @@ elseif not owner and redis.call('GET', KEYS[2]) == ARGV[2] then
   answer = 2
 end
 if answer == 0 then return 0 end
-local time = redis.call('TIME')
-local ms = time[1] * 1000 + math.floor(time[2] / 1000)
-local dead = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', ms, 'LIMIT', 0, 100)
-if #dead > 0 then
-  redis.call('ZREM', KEYS[4], unpack(dead))
-  redis.call('ZREM', KEYS[3], unpack(dead))
-end
-local head = redis.call('ZRANGE', KEYS[3], 0, 0)[1]
--- Who may not publish is no worse off than one whose message is lost: the next one asks by itself.
-if head then redis.pcall('PUBLISH', ARGV[3] .. string.match(head, '^[^/]*'), head) end
+wake_next(KEYS[3], KEYS[4], ARGV[3])
 return answer

@@ -4,12 +4,13 @@
 pub mod proxy;
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cache_core::prelude::*;
 use cache_core::{Clock, FlushReason, Invalidation, InvalidationSink, Subscription};
 use cache_redis::{BusPolicy, RedisBus, RedisCacheOptions, RedisCacheService, RedisLink, RedisSettings};
 use conformance::redis_server::RedisServer;
+pub use conformance::wait::until;
 
 const TRUST_FOR: Duration = Duration::from_millis(500);
 
@@ -74,13 +75,5 @@ impl Instance {
 
     pub fn cache(&self) -> RedisCacheService {
         RedisCacheService::on(self.bus.clone(), RedisCacheOptions::default())
-    }
-}
-
-pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what} did not come");
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -1,6 +1,6 @@
 //! A server and instances that share it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cache_core::prelude::*;
 use cache_core::{LockGuard, LockOptions};
@@ -8,6 +8,7 @@ use cache_redis::{RedisBus, RedisLink, RedisLocks, RedisSettings};
 use conformance::proxy::Proxy;
 use conformance::redis_server::RedisServer;
 use conformance::resp::Reply;
+pub(crate) use conformance::wait::until;
 
 /// The server's keys of the lock `k`.
 pub(crate) const OWNER: &str = "lock:k";
@@ -40,14 +41,6 @@ pub(crate) fn ttl(ttl: Duration) -> LockOptions {
 /// Takes the lock `k`, waiting for it.
 pub(crate) async fn take(locks: &RedisLocks) -> LockGuard {
     locks.acquire("k", &LockOptions::default()).await.expect("the lock")
-}
-
-pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what} did not come");
-        tokio::time::sleep(ms(2)).await;
-    }
 }
 
 pub(crate) fn queued(server: &RedisServer) -> usize {

@@ -1,12 +1,13 @@
 //! A server, instances that share it, and what is seen on it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cache_core::prelude::*;
 use cache_core::{Member, PresenceOptions, TenantId, UserId};
 use cache_redis::{RedisLink, RedisPresence, RedisSettings};
 use conformance::redis_server::RedisServer;
 use conformance::resp::Reply;
+pub(crate) use conformance::wait::until;
 
 /// The server's keys of the tenant `acme`.
 pub(crate) const MEMBERS: &str = "presence:{acme}";
@@ -89,12 +90,4 @@ pub(crate) fn now(server: &RedisServer) -> i64 {
     let time = server.command(&["TIME"]);
     let part = |n: usize| -> i64 { time.items()[n].text().expect("text").parse().expect("a number") };
     part(0) * 1_000 + part(1) / 1_000
-}
-
-pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + 20 * SECOND;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what} did not come");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }

@@ -11,7 +11,8 @@ use cache_core::{
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
-use super::{BusFixture, sink, until};
+use super::{BusFixture, sink};
+use crate::wait::until;
 
 /// E10: when `publish` has ended, the sinks of this process have heard.
 pub async fn own_sinks_have_heard_when_publishing_ends(f: BusFixture) {

@@ -8,7 +8,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use cache_core::key::{push_segment, unescape, validate};
-use cache_core::{KeyError, Member, PresenceError, PresenceOptions, Present, UserId};
+use cache_core::{Clock, KeyError, Member, PresenceError, PresenceOptions, Present, UserId};
 use http::StatusCode;
 use http::header::CACHE_CONTROL;
 use org_resolution::rejection::RETRY_LATER;
@@ -39,7 +39,7 @@ pub async fn put(
     let presence = state.app().presence();
     let lives = presence.heartbeat(&org.id, &id).await.map_err(problem)?;
     if !lives {
-        let member = Member { user_id: token.user.clone(), connected_at: now() };
+        let member = Member { user_id: token.user.clone(), connected_at: Clock::system().unix_ms() };
         presence.join(&org.id, &id, &member).await.map_err(problem)?;
     }
     state.connections().beat(&org.id, &id);
@@ -128,9 +128,4 @@ fn refused(error: KeyError) -> Problem {
 fn invalid(why: &str) -> Problem {
     let detail = format!("This cannot be the name of a connection: {why}.");
     Problem::new(StatusCode::BAD_REQUEST, "invalid_connection", detail)
-}
-
-/// Milliseconds since 1970.
-fn now() -> u64 {
-    u64::try_from(time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
 }

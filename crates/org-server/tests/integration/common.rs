@@ -2,12 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use app_builder::MapSettings;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+pub(crate) use conformance::wait::eventually;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use org_server::routes;
@@ -203,13 +203,4 @@ pub(crate) fn settings(folder: &Folder, values: &[(&str, &str)]) -> ServerSettin
         all = all.with(*name, *value);
     }
     ServerSettings::read(&all).expect("valid settings")
-}
-
-/// Polls until it holds, at most so long.
-pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !holds().await {
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
 }
