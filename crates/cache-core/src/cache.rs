@@ -7,6 +7,10 @@
 //! [`fill`](CacheService::fill) stores only while it stands. The mechanism is that of Facebook's memcache
 //! leases (Nishtala et al., *Scaling Memcache at Facebook*, NSDI 2013, section 3.2.1), with one token per
 //! *load*: a token per client lets the client's second load re-arm the stale fill of its first.
+//!
+//! The caller chooses the [token](LeaseToken) before it asks. So it can name a lease whose grant it never heard
+//! of, because the answer was lost, late or not waited for, and [release](CacheService::release) it. A token that
+//! the store made up would be known from the answer alone.
 
 use std::fmt;
 use std::sync::Arc;
@@ -80,19 +84,55 @@ pub trait CacheService: fmt::Debug + Send + Sync {
 
     /// A hit, or the sole right to fill the key, or word that another holds it.
     ///
-    /// The lease ends after `lease_for` unless [renewed](Self::renew), and at once by an invalidation or a
-    /// `set`. One command on Redis.
-    async fn get_or_lease(&self, key: &str, lease_for: Duration) -> Result<Lookup, CacheError>;
+    /// The lease ends after `lease_for` unless [renewed](Self::renew), and at once by an invalidation, a `set` or
+    /// a [`take_lease`](Self::take_lease). One command on Redis.
+    ///
+    /// Idempotent: while the token holds the key it is granted again, and the end of its lease stays where it was.
+    /// So a call whose answer was lost can be repeated, but not once the load has begun: a grant after an
+    /// invalidation would let the load store what it read before.
+    ///
+    /// # Cancel safety
+    /// After an error, a time-out or a dropped future the token may hold the lease, and others wait for its end:
+    /// [release](Self::release) it.
+    async fn get_or_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Lookup, CacheError>;
 
     /// As [`get_or_lease`](Self::get_or_lease), and also grants the right when the entry is still the dead
     /// one the caller saw (another generation, undecodable, past its hard expiry): the dead value makes way
     /// for the lease.
+    ///
+    /// # Cancel safety
+    /// As [`get_or_lease`](Self::get_or_lease).
     async fn lease_over(
         &self,
         key: &str,
         observed: &Stamp,
+        token: LeaseToken,
         lease_for: Duration,
     ) -> Result<Lookup, CacheError>;
+
+    /// Puts a lease in the key's place over whatever is there, a value or another's lease: readers find the key
+    /// leased, and a fill or refresh in flight is refused. The first half of a fenced write, of which the second is
+    /// a [`fill`](Self::fill) by the claim.
+    ///
+    /// Of two calls the later one wins. The claim is as good as any other: an invalidation, a `set` or another
+    /// call may have taken the lease away by the time it is used, and the fill is refused then; so it is where a
+    /// store has no room for the lease. Nothing is announced on [`bus`](Self::bus): the near tiers of other
+    /// instances keep what they have. One command on Redis.
+    ///
+    /// # Cancel safety
+    /// After an error, a time-out or a dropped future the value may be gone and the token may hold the lease:
+    /// [release](Self::release) it.
+    async fn take_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Claim, CacheError>;
 
     /// Stores only while what the claim saw still stands: its lease, or the value being refreshed.
     /// `false` when an invalidation, a `set` or another load came between; nothing is stored then. A life of
@@ -107,7 +147,10 @@ pub trait CacheService: fmt::Debug + Send + Sync {
     async fn renew(&self, key: &str, claim: &Claim, lease_for: Duration) -> Result<bool, CacheError>;
 
     /// Gives a lease up without filling, so that the next caller need not wait for its end. Leaves a value
-    /// and the lease of another alone. Idempotent.
+    /// and the lease of another alone, so the token of a lease that was never granted can be released too:
+    /// `Claim::lease(token)`. Idempotent.
+    ///
+    /// A request that reaches the store only after its release still gets the lease, which then ends by itself.
     async fn release(&self, key: &str, claim: &Claim) -> Result<(), CacheError>;
 
     /// Asks the store for a sign of life and says how long the answer took.
@@ -131,6 +174,37 @@ pub enum Lookup {
     Busy,
 }
 
+/// The name of one lease, chosen by its caller before it asks for the lease.
+///
+/// One token per load, never used for another one: a fill by the token of an earlier load would store what that load
+/// had read before an invalidation. Backends compare tokens and nothing else, so a token must not be guessed or
+/// repeated by chance: take [`random`](Self::random) ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LeaseToken([u8; Self::BYTES]);
+
+impl LeaseToken {
+    /// The length of a token.
+    pub const BYTES: usize = 16;
+
+    /// A token of 128 random bits, for one load.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+
+    /// The token with these bytes, as read from a store.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, as written to a store.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; Self::BYTES] {
+        &self.0
+    }
+}
+
 /// A right to fill one key, and what must still stand for it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Claim(ClaimKind);
@@ -138,16 +212,17 @@ pub struct Claim(ClaimKind);
 /// What a [`Claim`] saw.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ClaimKind {
-    /// The marker of its own lease: 16 random bytes, new for every load.
-    Lease([u8; 16]),
+    /// The lease of this token.
+    Lease(LeaseToken),
     /// The value it refreshes.
     Stamp(Stamp),
 }
 
 impl Claim {
-    /// A claim by a lease; for backends.
+    /// A claim by the lease of this token. It stands while the token holds the key, whether or not the answer
+    /// that granted it was read.
     #[must_use]
-    pub fn lease(token: [u8; 16]) -> Self {
+    pub fn lease(token: LeaseToken) -> Self {
         Self(ClaimKind::Lease(token))
     }
 
@@ -304,17 +379,32 @@ impl<S: CacheService + ?Sized> CacheService for Arc<S> {
         (**self).invalidate_prefix(prefix).await
     }
 
-    async fn get_or_lease(&self, key: &str, lease_for: Duration) -> Result<Lookup, CacheError> {
-        (**self).get_or_lease(key, lease_for).await
+    async fn get_or_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Lookup, CacheError> {
+        (**self).get_or_lease(key, token, lease_for).await
     }
 
     async fn lease_over(
         &self,
         key: &str,
         observed: &Stamp,
+        token: LeaseToken,
         lease_for: Duration,
     ) -> Result<Lookup, CacheError> {
-        (**self).lease_over(key, observed, lease_for).await
+        (**self).lease_over(key, observed, token, lease_for).await
+    }
+
+    async fn take_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Claim, CacheError> {
+        (**self).take_lease(key, token, lease_for).await
     }
 
     async fn fill(&self, key: &str, claim: &Claim, value: Bytes, ttl: Ttl) -> Result<bool, CacheError> {

@@ -43,7 +43,7 @@ pub mod seal;
 pub mod ttl;
 
 pub use bus::{BusState, FlushReason, Invalidation, InvalidationBus, InvalidationSink, Subscription, Trust};
-pub use cache::{CacheService, CacheServiceExt, Claim, Lookup, Stamp};
+pub use cache::{CacheService, CacheServiceExt, Claim, LeaseToken, Lookup, Stamp};
 pub use clock::{Clock, ManualClock, Tick};
 pub use codec::{Codec, CodecError, Json};
 pub use concurrency::ConcurrencyService;

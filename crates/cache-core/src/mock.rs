@@ -26,8 +26,8 @@ use mockall::mock;
 use crate::presence::Present;
 use crate::{
     BusState, CacheError, CacheService, Claim, Decision, FencingToken, HeldLock, Invalidation,
-    InvalidationBus, InvalidationSink, LockError, LockGuard, LockOptions, Locks, Lookup, Member, Presence,
-    PresenceError, Quota, RateLimitError, RateLimits, Stamp, Subscription, TenantId, Trust, Ttl,
+    InvalidationBus, InvalidationSink, LeaseToken, LockError, LockGuard, LockOptions, Locks, Lookup, Member,
+    Presence, PresenceError, Quota, RateLimitError, RateLimits, Stamp, Subscription, TenantId, Trust, Ttl,
 };
 
 mock! {
@@ -40,8 +40,15 @@ mock! {
         pub fn invalidate(&self, key: &str) -> Result<(), CacheError>;
         pub fn invalidate_many(&self, keys: Vec<String>) -> Result<(), CacheError>;
         pub fn invalidate_prefix(&self, prefix: &str) -> Result<u64, CacheError>;
-        pub fn get_or_lease(&self, key: &str, lease_for: Duration) -> Result<Lookup, CacheError>;
-        pub fn lease_over(&self, key: &str, observed: &Stamp, lease_for: Duration) -> Result<Lookup, CacheError>;
+        pub fn get_or_lease(&self, key: &str, token: LeaseToken, lease_for: Duration) -> Result<Lookup, CacheError>;
+        pub fn lease_over(
+            &self,
+            key: &str,
+            observed: &Stamp,
+            token: LeaseToken,
+            lease_for: Duration,
+        ) -> Result<Lookup, CacheError>;
+        pub fn take_lease(&self, key: &str, token: LeaseToken, lease_for: Duration) -> Result<Claim, CacheError>;
         pub fn fill(&self, key: &str, claim: &Claim, value: Bytes, ttl: Ttl) -> Result<bool, CacheError>;
         pub fn renew(&self, key: &str, claim: &Claim, lease_for: Duration) -> Result<bool, CacheError>;
         pub fn release(&self, key: &str, claim: &Claim) -> Result<(), CacheError>;
@@ -86,17 +93,32 @@ impl CacheService for MockCacheService {
         self.invalidate_prefix(prefix)
     }
 
-    async fn get_or_lease(&self, key: &str, lease_for: Duration) -> Result<Lookup, CacheError> {
-        self.get_or_lease(key, lease_for)
+    async fn get_or_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Lookup, CacheError> {
+        self.get_or_lease(key, token, lease_for)
     }
 
     async fn lease_over(
         &self,
         key: &str,
         observed: &Stamp,
+        token: LeaseToken,
         lease_for: Duration,
     ) -> Result<Lookup, CacheError> {
-        self.lease_over(key, observed, lease_for)
+        self.lease_over(key, observed, token, lease_for)
+    }
+
+    async fn take_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Claim, CacheError> {
+        self.take_lease(key, token, lease_for)
     }
 
     async fn fill(&self, key: &str, claim: &Claim, value: Bytes, ttl: Ttl) -> Result<bool, CacheError> {

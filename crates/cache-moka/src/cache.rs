@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cache_core::cache::ClaimKind;
 use cache_core::key::validate;
-use cache_core::{CacheError, CacheService, Claim, Clock, Invalidation, InvalidationBus, Lookup, Stamp, Ttl};
+use cache_core::{
+    CacheError, CacheService, Claim, Clock, Invalidation, InvalidationBus, LeaseToken, Lookup, Stamp, Ttl,
+};
 
 use crate::builder::MokaCacheBuilder;
 use crate::policy::MokaPolicy;
@@ -28,8 +30,8 @@ use crate::store::{Locked, Store};
 ///
 /// # Leases
 /// They live beside the values and are never evicted; those that nobody ended go when their time is over. Up to
-/// about a million can stand at once. Beyond that the answer to a miss is [`Lookup::Busy`]: nobody stores, and
-/// nothing stale can be stored.
+/// about a million can stand at once. Beyond that the answer to a miss is [`Lookup::Busy`], and a lease that is taken
+/// is none: nobody stores, and nothing stale can be stored.
 ///
 /// ```
 /// use cache_core::prelude::*;
@@ -158,12 +160,16 @@ impl CacheService for MokaCacheService {
         Ok(removed)
     }
 
-    async fn get_or_lease(&self, key: &str, lease_for: Duration) -> Result<Lookup, CacheError> {
+    async fn get_or_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Lookup, CacheError> {
         let mut locked = self.lock(key)?;
         Ok(self.found(match locked.read() {
             Some(value) => Lookup::Hit(value),
-            None if locked.leased() => Lookup::Busy,
-            None => locked.grant(lease_for),
+            None => locked.lease(token, lease_for),
         }))
     }
 
@@ -171,14 +177,24 @@ impl CacheService for MokaCacheService {
         &self,
         key: &str,
         observed: &Stamp,
+        token: LeaseToken,
         lease_for: Duration,
     ) -> Result<Lookup, CacheError> {
         let mut locked = self.lock(key)?;
         Ok(self.found(match locked.read() {
             Some(value) if !observed.matches(&value) => Lookup::Hit(value),
-            None if locked.leased() => Lookup::Busy,
-            _ => locked.grant(lease_for),
+            _ => locked.lease(token, lease_for),
         }))
+    }
+
+    async fn take_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Claim, CacheError> {
+        self.lock(key)?.take(token, lease_for);
+        Ok(Claim::lease(token))
     }
 
     async fn fill(&self, key: &str, claim: &Claim, value: Bytes, ttl: Ttl) -> Result<bool, CacheError> {

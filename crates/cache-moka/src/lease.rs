@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use cache_core::Tick;
+use cache_core::{LeaseToken, Tick};
 
 /// Leases per stripe of keys; with 64 stripes a million callers on different cold keys still have room.
 const MAX_LEASES: usize = 16_384;
@@ -21,7 +21,7 @@ pub(crate) struct Leases {
 
 #[derive(Debug)]
 struct Lease {
-    token: [u8; 16],
+    token: LeaseToken,
     until: Tick,
 }
 
@@ -32,27 +32,21 @@ impl Default for Leases {
 }
 
 impl Leases {
-    /// Whether somebody holds the key now.
-    pub(crate) fn held(&self, key: &str, now: Tick) -> bool {
-        self.held.get(key).is_some_and(|lease| now < lease.until)
+    /// The token that holds the key now.
+    pub(crate) fn holder(&self, key: &str, now: Tick) -> Option<LeaseToken> {
+        self.held.get(key).filter(|lease| now < lease.until).map(|lease| lease.token)
     }
 
-    /// Whether this token holds the key now.
-    pub(crate) fn holds(&self, key: &str, token: &[u8; 16], now: Tick) -> bool {
-        self.held.get(key).is_some_and(|lease| now < lease.until && lease.token == *token)
-    }
-
-    /// A new lease; `None` when there is no room for one.
-    pub(crate) fn grant(&mut self, key: &str, now: Tick, until: Tick) -> Option<[u8; 16]> {
+    /// Adds a lease; `false` when there is no room for one.
+    pub(crate) fn grant(&mut self, key: &str, token: LeaseToken, now: Tick, until: Tick) -> bool {
         if self.held.len() >= self.sweep_at {
             self.sweep(now);
         }
-        if self.held.len() >= MAX_LEASES {
-            return None;
+        let room = self.held.len() < MAX_LEASES;
+        if room {
+            self.held.insert(key.into(), Lease { token, until });
         }
-        let token = rand::random();
-        self.held.insert(key.into(), Lease { token, until });
-        Some(token)
+        room
     }
 
     /// Gives a lease that stands another end.
@@ -95,12 +89,15 @@ mod tests {
     fn a_full_table_forgets_no_standing_lease() {
         let (mut leases, now) = (Leases::default(), Tick::ZERO);
         let until = now + LIFE;
-        let tokens: Vec<_> =
-            (0..MAX_LEASES).filter_map(|key| leases.grant(&key.to_string(), now, until)).collect();
-        assert_eq!(tokens.len(), MAX_LEASES);
-        assert!(leases.grant("one more", now, until).is_none());
-        assert!((0..MAX_LEASES).all(|key| leases.holds(&key.to_string(), &tokens[key], now)));
-        assert!(leases.grant("one more", until, until + LIFE).is_some());
+        let tokens: Vec<_> = (0..MAX_LEASES).map(|_| LeaseToken::random()).collect();
+        for (key, token) in tokens.iter().enumerate() {
+            assert!(leases.grant(&key.to_string(), *token, now, until), "{key}");
+        }
+        assert!(!leases.grant("one more", LeaseToken::random(), now, until));
+        for (key, token) in tokens.iter().enumerate() {
+            assert_eq!(leases.holder(&key.to_string(), now), Some(*token), "{key}");
+        }
+        assert!(leases.grant("one more", LeaseToken::random(), until, until + LIFE));
         assert_eq!(leases.len(), 1);
     }
 
@@ -110,7 +107,7 @@ mod tests {
         let (mut leases, mut now) = (Leases::default(), Tick::ZERO);
         for key in 0..100_000 {
             now = now + LIFE / 10;
-            leases.grant(&key.to_string(), now, now + LIFE);
+            leases.grant(&key.to_string(), LeaseToken::random(), now, now + LIFE);
             assert!(leases.len() <= MIN_SWEEP, "{}", leases.len());
         }
     }

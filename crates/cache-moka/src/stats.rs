@@ -19,7 +19,7 @@ pub struct MokaStats {
     pub misses: u64,
     /// Look-ups with a view to a lease that found a value.
     pub lease_hits: u64,
-    /// Leases granted.
+    /// Look-ups with a view to a lease that were granted it, one that was asked for again included.
     pub leases_granted: u64,
     /// Look-ups with a view to a lease that another held.
     pub leases_busy: u64,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cache_core::cache::ClaimKind;
-use cache_core::{Claim, Clock, Lookup, Tick};
+use cache_core::{Claim, Clock, LeaseToken, Lookup, Tick};
 use mini_moka::sync::{Cache, ConcurrentCacheExt};
 use parking_lot::{Mutex, MutexGuard};
 
@@ -190,30 +190,32 @@ impl Locked<'_> {
         Some(entry.value.clone())
     }
 
-    /// Whether a lease stands.
-    pub(crate) fn leased(&self) -> bool {
-        self.stripe.leases.held(self.key, self.now)
-    }
-
     /// Whether what the claim saw still stands.
     pub(crate) fn stands(&self, claim: &Claim) -> bool {
         match claim.kind() {
-            ClaimKind::Lease(token) => self.stripe.leases.holds(self.key, token, self.now),
+            ClaimKind::Lease(token) => self.holder() == Some(*token),
             ClaimKind::Stamp(stamp) => self.value().is_some_and(|value| stamp.matches(&value)),
         }
     }
 
-    /// Grants a lease over nothing or over a value that does not count, which makes way. Without room for one
-    /// more lease nobody may fill, and the caller loads without storing.
-    pub(crate) fn grant(&mut self, lease_for: Duration) -> Lookup {
-        let until = self.now + lease_for;
-        match self.stripe.leases.grant(self.key, self.now, until) {
-            None => Lookup::Busy,
-            Some(token) => {
-                self.remove_value(Cause::Replaced);
-                Lookup::Granted(Claim::lease(token))
-            }
+    /// Grants a lease over nothing or over a value that does not count, which makes way; again to the token that
+    /// holds it. Without room for one more lease nobody may fill, and the caller loads without storing.
+    pub(crate) fn lease(&mut self, token: LeaseToken, lease_for: Duration) -> Lookup {
+        let granted = match self.holder() {
+            Some(holder) => holder == token,
+            None => self.stripe.leases.grant(self.key, token, self.now, self.now + lease_for),
+        };
+        if !granted {
+            return Lookup::Busy;
         }
+        self.remove_value(Cause::Replaced);
+        Lookup::Granted(Claim::lease(token))
+    }
+
+    /// Puts a lease in the place of whatever is there. Without room for it nothing is there afterwards.
+    pub(crate) fn take(&mut self, token: LeaseToken, lease_for: Duration) {
+        self.remove(Cause::Replaced);
+        self.stripe.leases.grant(self.key, token, self.now, self.now + lease_for);
     }
 
     /// Gives a lease that stands another `lease_for` from now.
@@ -260,6 +262,11 @@ impl Locked<'_> {
         }
     }
 
+    /// The token that holds the key.
+    fn holder(&self) -> Option<LeaseToken> {
+        self.stripe.leases.holder(self.key, self.now)
+    }
+
     fn remove_value(&self, cause: Cause) -> bool {
         let Some(entry) = self.entry() else { return false };
         self.mark(&entry, cause);
@@ -273,5 +280,33 @@ impl Locked<'_> {
 
     fn entry(&self) -> Option<Arc<Entry>> {
         self.store.values.get::<Arc<str>>(&self.key.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIFE: Duration = Duration::from_secs(60);
+
+    /// A12: a lease that finds no room is not granted, and one that is taken does not stand; what it was to take the
+    /// place of is gone all the same.
+    #[test]
+    fn a_lease_without_room_is_none() {
+        let store = Store::new(&MokaPolicy::default(), Clock::default());
+        let (token, other) = (LeaseToken::random(), LeaseToken::random());
+        store.lock("k").lease(other, LIFE);
+        store.lock("k").insert(Bytes::from_static(b"v"), Some(LIFE));
+        let (mut stripe, now) = (store.stripe("k").lock(), store.clock.now());
+        for n in 0_u32.. {
+            if !stripe.leases.grant(&n.to_string(), other, now, now + LIFE) {
+                break;
+            }
+        }
+        drop(stripe);
+        store.lock("k").take(token, LIFE);
+        assert_eq!(store.read("k"), None);
+        assert!(!store.lock("k").stands(&Claim::lease(token)));
+        assert_eq!(store.lock("k").lease(token, LIFE), Lookup::Busy);
     }
 }

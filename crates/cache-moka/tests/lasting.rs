@@ -8,8 +8,8 @@ use bytes::Bytes;
 use cache_core::bus::Sinks;
 use cache_core::prelude::*;
 use cache_core::{
-    BackendError, BackendErrorKind, BusState, Invalidation, InvalidationSink, Lookup, ManualClock,
-    Subscription, Trust,
+    BackendError, BackendErrorKind, BusState, Invalidation, InvalidationSink, LeaseToken, Lookup,
+    ManualClock, Subscription, Trust,
 };
 use cache_moka::{Capacity, MokaCacheService};
 
@@ -27,7 +27,10 @@ async fn an_idle_entry_ends_and_a_read_one_lasts_its_life() {
     }
     hand.advance(SECOND * 9);
     assert_eq!(cache.get_many::<u32>(&["got"]).await.unwrap(), [Some(1)]);
-    assert!(matches!(cache.get_or_lease("looked up", LEASE).await.unwrap(), Lookup::Hit(_)));
+    assert!(matches!(
+        cache.get_or_lease("looked up", LeaseToken::random(), LEASE).await.unwrap(),
+        Lookup::Hit(_)
+    ));
     hand.advance(SECOND - Duration::from_nanos(1));
     assert_eq!(cache.stats().size, 3);
     hand.advance(Duration::from_nanos(1));
@@ -48,7 +51,7 @@ async fn leases_outlast_any_pressure_on_the_values() {
     let cache = MokaCacheService::builder().capacity(Capacity::Entries(1)).build().unwrap();
     let mut claims = Vec::new();
     for n in 0..1_000 {
-        match cache.get_or_lease(&n.to_string(), LEASE).await.unwrap() {
+        match cache.get_or_lease(&n.to_string(), LeaseToken::random(), LEASE).await.unwrap() {
             Lookup::Granted(claim) => claims.push(claim),
             other => panic!("{n}: {other:?}"),
         }
@@ -56,7 +59,7 @@ async fn leases_outlast_any_pressure_on_the_values() {
     }
     for (n, claim) in claims.iter().enumerate() {
         let key = n.to_string();
-        assert_eq!(cache.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Busy, "{n}");
+        assert_eq!(cache.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap(), Lookup::Busy, "{n}");
         assert!(cache.fill(&key, claim, Bytes::from_static(b"1"), Ttl::Default).await.unwrap(), "{n}");
     }
     let stats = cache.stats();
@@ -69,12 +72,12 @@ async fn leases_outlast_any_pressure_on_the_values() {
 async fn lookups_are_counted_apart_from_reads() {
     let cache = MokaCacheService::default();
     assert_eq!(cache.get::<u32>("k").await.unwrap(), None);
-    let Lookup::Granted(claim) = cache.get_or_lease("k", LEASE).await.unwrap() else {
+    let Lookup::Granted(claim) = cache.get_or_lease("k", LeaseToken::random(), LEASE).await.unwrap() else {
         panic!("the lease is free");
     };
-    assert_eq!(cache.get_or_lease("k", LEASE).await.unwrap(), Lookup::Busy);
+    assert_eq!(cache.get_or_lease("k", LeaseToken::random(), LEASE).await.unwrap(), Lookup::Busy);
     assert!(cache.fill("k", &claim, Bytes::from_static(b"1"), Ttl::Default).await.unwrap());
-    assert!(matches!(cache.get_or_lease("k", LEASE).await.unwrap(), Lookup::Hit(_)));
+    assert!(matches!(cache.get_or_lease("k", LeaseToken::random(), LEASE).await.unwrap(), Lookup::Hit(_)));
     assert_eq!(cache.get("k").await.unwrap(), Some(1));
     let stats = cache.stats();
     assert_eq!((stats.hits, stats.misses), (1, 1));

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cache_core::cache::{ClaimKind, DEFAULT_MAX_VALUE_BYTES, DEFAULT_TTL};
 use cache_core::key::validate;
-use cache_core::{CacheError, CacheService, Claim, InvalidationBus, Lookup, Stamp, Ttl};
+use cache_core::{CacheError, CacheService, Claim, InvalidationBus, LeaseToken, Lookup, Stamp, Ttl};
 use redis::{Cmd, cmd};
 
 use crate::bus::RedisBus;
@@ -114,7 +114,7 @@ impl RedisCacheService {
         command
     }
 
-    async fn set_or_get(&self, key: &str, token: &[u8; 16], px: u64) -> Result<Option<Vec<u8>>, CallError> {
+    async fn set_or_get(&self, key: &str, token: &LeaseToken, px: u64) -> Result<Option<Vec<u8>>, CallError> {
         let (key, marker) = (self.link.key(key), keyspace::marker(token));
         if !self.old_server.load(Ordering::Relaxed) {
             let mut command = cmd("SET");
@@ -204,11 +204,15 @@ impl CacheService for RedisCacheService {
     }
 
     #[tracing::instrument(level = "trace", skip_all)]
-    async fn get_or_lease(&self, key: &str, lease_for: Duration) -> Result<Lookup, CacheError> {
+    async fn get_or_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Lookup, CacheError> {
         validate(key)?;
-        let token = rand::random();
         let held = self.set_or_get(key, &token, milliseconds(lease_for)).await?;
-        Ok(lookup(held, &token))
+        Ok(lookup(held, token))
     }
 
     #[tracing::instrument(level = "trace", skip_all)]
@@ -216,16 +220,31 @@ impl CacheService for RedisCacheService {
         &self,
         key: &str,
         observed: &Stamp,
+        token: LeaseToken,
         lease_for: Duration,
     ) -> Result<Lookup, CacheError> {
         validate(key)?;
-        let token = rand::random();
         let (seen, marker) = (Expected::stamp(observed), keyspace::marker(&token));
         let px = milliseconds(lease_for).to_string();
         let arguments = [&seen.bytes[..], flag(seen.whole), &marker, px.as_bytes()];
         let key = self.link.key(key);
         let held: Option<Vec<u8>> = script::LEASE_OVER.with(&[key], &arguments).run(&self.link).await?;
-        Ok(lookup(held, &token))
+        Ok(lookup(held, token))
+    }
+
+    #[tracing::instrument(level = "trace", skip_all)]
+    async fn take_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Claim, CacheError> {
+        validate(key)?;
+        let mut command = cmd("SET");
+        command.arg(self.link.key(key)).arg(&keyspace::marker(&token)[..]);
+        command.arg("PX").arg(milliseconds(lease_for));
+        let () = self.link.call("take_lease", &command).await?;
+        Ok(Claim::lease(token))
     }
 
     #[tracing::instrument(level = "trace", skip_all)]
@@ -269,11 +288,11 @@ impl CacheService for RedisCacheService {
     }
 }
 
-fn lookup(held: Option<Vec<u8>>, token: &[u8; 16]) -> Lookup {
+fn lookup(held: Option<Vec<u8>>, token: LeaseToken) -> Lookup {
     match held {
-        None => Lookup::Granted(Claim::lease(*token)),
-        // A retry after a lost reply meets its own marker.
-        Some(held) if held == keyspace::marker(token) => Lookup::Granted(Claim::lease(*token)),
+        None => Lookup::Granted(Claim::lease(token)),
+        // A call that is repeated, by the link or by the caller, meets its own marker.
+        Some(held) if held == keyspace::marker(&token) => Lookup::Granted(Claim::lease(token)),
         Some(held) => keyspace::value(held).map_or(Lookup::Busy, Lookup::Hit),
     }
 }

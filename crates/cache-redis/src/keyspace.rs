@@ -1,7 +1,7 @@
 //! How keys and values look on the server.
 
 use bytes::Bytes;
-use cache_core::Stamp;
+use cache_core::{LeaseToken, Stamp};
 use redis::{RedisWrite, ToRedisArgs, ToSingleRedisArg};
 
 /// What a lease marker begins with.
@@ -80,9 +80,9 @@ pub(crate) fn value(stored: Vec<u8>) -> Option<Bytes> {
 }
 
 /// The marker of a lease.
-pub(crate) fn marker(token: &[u8; 16]) -> [u8; 17] {
-    let mut marker = [MARKER; 17];
-    marker[1..].copy_from_slice(token);
+pub(crate) fn marker(token: &LeaseToken) -> [u8; 1 + LeaseToken::BYTES] {
+    let mut marker = [MARKER; 1 + LeaseToken::BYTES];
+    marker[1..].copy_from_slice(token.as_bytes());
     marker
 }
 
@@ -93,7 +93,7 @@ pub(crate) struct Expected {
 }
 
 impl Expected {
-    pub(crate) fn marker(token: &[u8; 16]) -> Self {
+    pub(crate) fn marker(token: &LeaseToken) -> Self {
         Self { bytes: marker(token).to_vec(), whole: true }
     }
 
@@ -129,7 +129,7 @@ mod tests {
             assert_ne!(stored.first(), Some(&MARKER));
             assert_eq!(value(stored.to_vec()).as_deref(), Some(raw));
         }
-        assert_eq!(value(marker(&[7; 16]).to_vec()), None);
+        assert_eq!(value(marker(&LeaseToken::from_bytes([7; 16])).to_vec()), None);
     }
 
     /// A5: what locks, limits, presence and the bus keep is told from entries, with and without a prefix.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cache_core::prelude::*;
-use cache_core::{BackendErrorKind, Lookup};
+use cache_core::{BackendErrorKind, LeaseToken, Lookup};
 use cache_redis::{RedisBus, RedisCacheOptions, RedisCacheService, RedisLink, RedisSettings};
 use conformance::redis_server::RedisServer;
 use conformance::resp::Reply;
@@ -65,12 +65,16 @@ async fn every_write_carries_an_expiry() {
     assert!((299_000..=300_000).contains(&life("default")));
     cache.set_many(&[("m1", 1), ("m2", 2)], Duration::from_secs(7)).await.expect("set_many");
     assert!((6_000..=7_000).contains(&life("m2")));
-    let Ok(Lookup::Granted(claim)) = cache.get_or_lease("leased", Duration::from_secs(3)).await else {
+    let Ok(Lookup::Granted(claim)) =
+        cache.get_or_lease("leased", LeaseToken::random(), Duration::from_secs(3)).await
+    else {
         panic!("the lease is free");
     };
     assert!((2_000..=3_000).contains(&life("leased")));
     assert!(cache.fill("leased", &claim, "1".into(), Ttl::Default).await.expect("fill"));
     assert!((299_000..=300_000).contains(&life("leased")));
+    cache.take_lease("leased", LeaseToken::random(), Duration::from_secs(3)).await.expect("take_lease");
+    assert!((2_000..=3_000).contains(&life("leased")));
 }
 
 /// C8: deployments with different prefixes share a server and nothing else.
@@ -94,7 +98,9 @@ async fn forgotten_scripts_are_sent_again() {
     let server = RedisServer::start();
     let cache = service(&server.url());
     for _ in 0..3 {
-        let Ok(Lookup::Granted(claim)) = cache.get_or_lease("k", Duration::from_secs(3)).await else {
+        let Ok(Lookup::Granted(claim)) =
+            cache.get_or_lease("k", LeaseToken::random(), Duration::from_secs(3)).await
+        else {
             panic!("the lease is free");
         };
         assert_eq!(server.command(&["SCRIPT", "FLUSH"]).text().as_deref(), Some("OK"));
@@ -128,7 +134,10 @@ async fn a_dead_server_is_not_called_and_comes_back() {
         cache.set("k", &1, None).await.expect_err("set"),
         cache.invalidate("k").await.expect_err("invalidate"),
         cache.invalidate_prefix("k").await.expect_err("invalidate_prefix"),
-        cache.get_or_lease("k", Duration::from_secs(1)).await.expect_err("get_or_lease"),
+        cache
+            .get_or_lease("k", LeaseToken::random(), Duration::from_secs(1))
+            .await
+            .expect_err("get_or_lease"),
         cache.health().await.expect_err("health"),
     ] {
         assert!(error.is_transient(), "{error}");

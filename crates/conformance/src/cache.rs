@@ -26,6 +26,7 @@ pub mod concurrent;
 pub mod keys;
 pub mod leases;
 pub mod refresh;
+pub mod tokens;
 pub mod values;
 
 use std::sync::Arc;
@@ -185,6 +186,22 @@ macro_rules! cache_suite {
                         what_is_filled_has_a_life_of_its_own,
                         leases_are_held_under_hostile_keys_too,
                         another_instance_is_on_the_same_store,
+                    ]
+                );
+                $crate::cases!(
+                    $fixture,
+                    cache,
+                    tokens,
+                    [
+                        a_repeated_request_is_granted_again,
+                        a_repeated_request_prolongs_nothing,
+                        a_token_that_was_not_granted_releases_nothing,
+                        a_lease_that_nobody_heard_of_is_given_up_by_its_token,
+                        a_taken_lease_defeats_a_fill_in_flight,
+                        a_taken_lease_hides_the_value,
+                        a_taken_lease_is_taken_away,
+                        a_taken_lease_ends_like_any_other,
+                        the_later_of_two_taken_leases_stands,
                     ]
                 );
                 $crate::cases!(

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cache_core::{CacheError, CacheService, Claim, InvalidationBus, Lookup, Stamp, Ttl};
+use cache_core::{CacheError, CacheService, Claim, InvalidationBus, LeaseToken, Lookup, Stamp, Ttl};
 
 pub use concurrency::{ChaosConcurrency, ConcurrencyMethod};
 pub use gate::{Gate, Gated, Gates};
@@ -43,6 +43,7 @@ pub enum Method {
     InvalidatePrefix,
     GetOrLease,
     LeaseOver,
+    TakeLease,
     Fill,
     Renew,
     Release,
@@ -51,7 +52,7 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::GetBytes,
         Self::GetManyBytes,
         Self::SetBytes,
@@ -61,6 +62,7 @@ impl Method {
         Self::InvalidatePrefix,
         Self::GetOrLease,
         Self::LeaseOver,
+        Self::TakeLease,
         Self::Fill,
         Self::Renew,
         Self::Release,
@@ -85,6 +87,7 @@ impl Gated for Method {
             Self::InvalidatePrefix => "invalidate_prefix",
             Self::GetOrLease => "get_or_lease",
             Self::LeaseOver => "lease_over",
+            Self::TakeLease => "take_lease",
             Self::Fill => "fill",
             Self::Renew => "renew",
             Self::Release => "release",
@@ -151,17 +154,32 @@ impl CacheService for ChaosCache {
         self.pass(Method::InvalidatePrefix, self.inner.invalidate_prefix(prefix)).await
     }
 
-    async fn get_or_lease(&self, key: &str, lease_for: Duration) -> Result<Lookup, CacheError> {
-        self.pass(Method::GetOrLease, self.inner.get_or_lease(key, lease_for)).await
+    async fn get_or_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Lookup, CacheError> {
+        self.pass(Method::GetOrLease, self.inner.get_or_lease(key, token, lease_for)).await
     }
 
     async fn lease_over(
         &self,
         key: &str,
         observed: &Stamp,
+        token: LeaseToken,
         lease_for: Duration,
     ) -> Result<Lookup, CacheError> {
-        self.pass(Method::LeaseOver, self.inner.lease_over(key, observed, lease_for)).await
+        self.pass(Method::LeaseOver, self.inner.lease_over(key, observed, token, lease_for)).await
+    }
+
+    async fn take_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Claim, CacheError> {
+        self.pass(Method::TakeLease, self.inner.take_lease(key, token, lease_for)).await
     }
 
     async fn fill(&self, key: &str, claim: &Claim, value: Bytes, ttl: Ttl) -> Result<bool, CacheError> {

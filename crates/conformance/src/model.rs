@@ -15,7 +15,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use cache_core::cache::{ClaimKind, DEFAULT_TTL};
 use cache_core::key::validate;
-use cache_core::{CacheError, CacheService, Claim, Clock, InvalidationBus, Lookup, Stamp, Tick, Ttl};
+use cache_core::{
+    CacheError, CacheService, Claim, Clock, InvalidationBus, LeaseToken, Lookup, Stamp, Tick, Ttl,
+};
 use parking_lot::{Mutex, MutexGuard};
 
 pub use compare::agree;
@@ -37,7 +39,7 @@ struct Slot {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Holds {
     Value(Bytes),
-    Lease([u8; 16]),
+    Lease(LeaseToken),
 }
 
 impl ModelCache {
@@ -69,17 +71,19 @@ impl ModelCache {
         };
     }
 
-    fn lease(&self, key: &str, dead: Option<&Stamp>, lease_for: Duration) -> Lookup {
+    fn lease(&self, key: &str, dead: Option<&Stamp>, token: LeaseToken, lease_for: Duration) -> Lookup {
         let mut slots = self.slots();
         match slots.get(key).map(|slot| &slot.holds) {
             Some(Holds::Value(value)) if !dead.is_some_and(|stamp| stamp.matches(value)) => {
                 return Lookup::Hit(value.clone());
             }
-            Some(Holds::Lease(_)) => return Lookup::Busy,
-            _ => {}
+            Some(Holds::Lease(held)) if *held != token => return Lookup::Busy,
+            // Asked for again: its end stays where it was.
+            Some(Holds::Lease(_)) => {}
+            Some(Holds::Value(_)) | None => {
+                self.put(&mut slots, key, Holds::Lease(token), Some(lease_for));
+            }
         }
-        let token = rand::random();
-        self.put(&mut slots, key, Holds::Lease(token), Some(lease_for));
         Lookup::Granted(Claim::lease(token))
     }
 
@@ -141,19 +145,36 @@ impl CacheService for ModelCache {
         Ok(gone.iter().filter(|(_, slot)| matches!(slot.holds, Holds::Value(_))).count() as u64)
     }
 
-    async fn get_or_lease(&self, key: &str, lease_for: Duration) -> Result<Lookup, CacheError> {
+    async fn get_or_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Lookup, CacheError> {
         validate(key)?;
-        Ok(self.lease(key, None, lease_for))
+        Ok(self.lease(key, None, token, lease_for))
     }
 
     async fn lease_over(
         &self,
         key: &str,
         observed: &Stamp,
+        token: LeaseToken,
         lease_for: Duration,
     ) -> Result<Lookup, CacheError> {
         validate(key)?;
-        Ok(self.lease(key, Some(observed), lease_for))
+        Ok(self.lease(key, Some(observed), token, lease_for))
+    }
+
+    async fn take_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Claim, CacheError> {
+        validate(key)?;
+        self.put(&mut self.slots(), key, Holds::Lease(token), Some(lease_for));
+        Ok(Claim::lease(token))
     }
 
     async fn fill(&self, key: &str, claim: &Claim, value: Bytes, ttl: Ttl) -> Result<bool, CacheError> {

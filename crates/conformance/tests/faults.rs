@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cache_core::prelude::*;
-use cache_core::{BackendErrorKind, Clock, Lookup};
+use cache_core::{BackendErrorKind, Claim, Clock, LeaseToken, Lookup};
 use conformance::faults::{ChaosCache, Gate, Method};
 use conformance::hygiene::no_task_left;
 use conformance::model::ModelCache;
@@ -38,6 +38,20 @@ async fn a_failed_call_did_nothing_and_a_lost_answer_did() {
     assert_eq!(cache.get("k").await.unwrap(), Some(2));
 }
 
+/// SC2, SA6: a lease whose answer was lost is given up by the token that was sent.
+#[tokio::test]
+async fn a_lease_whose_answer_was_lost_is_given_up_by_its_token() {
+    let (cache, token) = (twin(), LeaseToken::random());
+    cache.set_gate(Method::GetOrLease, Gate::LostAnswer(BackendErrorKind::Unavailable));
+    assert_eq!(kind(cache.get_or_lease("k", token, LONG).await), Some(BackendErrorKind::Unavailable));
+    cache.set_all(Gate::Open);
+    let other = LeaseToken::random();
+    assert_eq!(cache.get_or_lease("k", other, LONG).await.unwrap(), Lookup::Busy);
+    cache.release("k", &Claim::lease(token)).await.unwrap();
+    let found = cache.get_or_lease("k", other, LONG).await.unwrap();
+    assert_eq!(found, Lookup::Granted(Claim::lease(other)));
+}
+
 /// SC8: calls are counted by method, also those that fail, and counts can be taken.
 #[tokio::test]
 async fn calls_are_counted_by_method() {
@@ -45,7 +59,7 @@ async fn calls_are_counted_by_method() {
     cache.set_all(Gate::Error(BackendErrorKind::Unavailable));
     assert!(cache.health().await.is_err());
     for _ in 0..3 {
-        assert!(cache.get_or_lease("k", LONG).await.is_err());
+        assert!(cache.get_or_lease("k", LeaseToken::random(), LONG).await.is_err());
     }
     assert_eq!((cache.calls(Method::GetOrLease), cache.total_calls()), (3, 4));
     assert_eq!(cache.take_calls(), [(Method::GetOrLease, 3), (Method::Health, 1)]);
@@ -77,7 +91,8 @@ async fn held_calls_stop_before_or_after_their_effect() {
     for (gate, done) in [(Gate::Hold, false), (Gate::HoldAnswer, true)] {
         cache.set_all(Gate::Open);
         cache.invalidate("k").await.unwrap();
-        let Lookup::Granted(claim) = cache.get_or_lease("k", LONG).await.unwrap() else {
+        let Lookup::Granted(claim) = cache.get_or_lease("k", LeaseToken::random(), LONG).await.unwrap()
+        else {
             panic!("the lease is free");
         };
         cache.set_gate(Method::Fill, gate);

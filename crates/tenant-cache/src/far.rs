@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cache_core::key::MAX_KEY_BYTES;
-use cache_core::{CacheError, CacheService, Claim, Clock, Lookup, Stamp, Trust, Ttl};
+use cache_core::{CacheError, CacheService, Claim, Clock, LeaseToken, Lookup, Stamp, Trust, Ttl};
 use futures_util::FutureExt;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -140,9 +140,10 @@ impl FarTier {
         // A value that dies between two steps makes another round; more than a few mean that somebody
         // writes what this cache cannot read.
         for _ in 0..4 {
+            let token = LeaseToken::random();
             let found = match &dead {
-                None => self.service.get_or_lease(asked.text, lease_for).await?,
-                Some(stamp) => self.service.lease_over(asked.text, stamp, lease_for).await?,
+                None => self.service.get_or_lease(asked.text, token, lease_for).await?,
+                Some(stamp) => self.service.lease_over(asked.text, stamp, token, lease_for).await?,
             };
             let bytes = match found {
                 Lookup::Granted(claim) => return Ok(Claimed::Granted(claim)),
@@ -169,7 +170,7 @@ impl FarTier {
         if text.len() > MAX_KEY_BYTES {
             text = format!("refresh:#{:032x}", xxh3_128(key.as_bytes()));
         }
-        match self.service.get_or_lease(&text, lease_for).await? {
+        match self.service.get_or_lease(&text, LeaseToken::random(), lease_for).await? {
             Lookup::Granted(claim) => Ok(Some(LeaseGuard::new(&self.service, &text.into(), claim))),
             _ => Ok(None),
         }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cache_core::key::{Owner, push_segment};
-use cache_core::{CacheError, CacheService, Claim, Clock, Lookup, Stamp, Ttl};
+use cache_core::{CacheError, CacheService, Claim, Clock, LeaseToken, Lookup, Stamp, Ttl};
 
 use crate::sync::{AtomicU64, Mutex};
 
@@ -270,7 +270,7 @@ pub(crate) async fn create(far: &dyn CacheService, text: &str, clock: &Clock) ->
 
 async fn try_create(far: &dyn CacheService, text: &str, clock: &Clock) -> Result<u64, CacheError> {
     loop {
-        match far.get_or_lease(text, CREATE_LEASE).await? {
+        match far.get_or_lease(text, LeaseToken::random(), CREATE_LEASE).await? {
             Lookup::Hit(bytes) => match read(&bytes) {
                 Some(stored) => return Ok(stored.number),
                 // Not ours: written over, like any entry that is none.

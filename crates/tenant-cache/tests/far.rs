@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cache_core::{CacheError, CacheService, CacheServiceExt, Codec, CodecError, Lookup, ManualClock, Ttl};
+use cache_core::{
+    CacheError, CacheService, CacheServiceExt, Codec, CodecError, LeaseToken, Lookup, ManualClock, Ttl,
+};
 use cache_moka::MokaCacheService;
 use support::watched::Watched;
 use support::{Origin, of, plain, versions, versions_with};
@@ -285,7 +287,7 @@ async fn a_load_that_does_not_end_blocks_nobody() {
     lookup(&s.cache).await;
     of("acme", s.cache.invalidate(&key())).await.unwrap();
     // Another instance holds the lease, and is gone.
-    let held = s.far.get_or_lease("acme:rows:k", Duration::from_secs(3)).await.unwrap();
+    let held = s.far.get_or_lease("acme:rows:k", LeaseToken::random(), Duration::from_secs(3)).await.unwrap();
     assert!(matches!(held, Lookup::Granted(_)));
     assert_eq!(lookup(&s.cache).await, (Some(1), Source::Origin));
     assert_eq!(s.cache.stats().uncached_loads, 1);

@@ -10,7 +10,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cache_core::{CacheService, CacheServiceExt, Claim, Lookup, Stamp, Ttl};
+use cache_core::{CacheService, CacheServiceExt, Claim, LeaseToken, Lookup, Stamp, Ttl};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::Barrier;
@@ -27,7 +27,8 @@ pub async fn one_of_many_callers_gets_the_lease(f: CacheFixture) {
         let mut callers = JoinSet::new();
         for _ in 0..64 {
             let (service, key) = (f.service.clone(), key.clone());
-            callers.spawn(async move { service.get_or_lease(&key, LEASE).await.unwrap() });
+            callers
+                .spawn(async move { service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap() });
         }
         let lookups = callers.join_all().await;
         let granted = lookups.iter().filter(|lookup| matches!(lookup, Lookup::Granted(_))).count();
@@ -36,7 +37,7 @@ pub async fn one_of_many_callers_gets_the_lease(f: CacheFixture) {
     }
 }
 
-/// SE17, P1, P3: readers, loaders, refreshers and those who take over, on two instances, and one writer; no
+/// SE17, P1, P3: readers, loaders, refreshers, those who take over a dead value and those who take a lease, on two instances, and one writer; no
 /// read is older than what the writer had committed and invalidated before it began.
 pub async fn readers_never_see_an_acknowledged_past(f: CacheFixture) {
     let origin = Arc::new(Origin::default());
@@ -49,7 +50,7 @@ pub async fn readers_never_see_an_acknowledged_past(f: CacheFixture) {
             for _ in 0..150 {
                 let n = rng.random_range(0..KEYS);
                 let least = origin.acknowledged[n].load(Ordering::SeqCst);
-                if let Some(version) = read(&*service, &keys[n], &origin, n, rng.random_range(0..4)).await {
+                if let Some(version) = read(&*service, &keys[n], &origin, n, rng.random_range(0..5)).await {
                     assert!(version >= least, "read {version} after {least} was acknowledged");
                 }
             }
@@ -95,7 +96,7 @@ async fn write(f: &CacheFixture, keys: &[String; KEYS], origin: &Origin) {
     }
 }
 
-/// Reads a key in one of four ways; `None` when there was nothing to see.
+/// Reads a key in one of five ways; `None` when there was nothing to see.
 async fn read(service: &dyn CacheService, key: &str, origin: &Origin, n: usize, way: u8) -> Option<u64> {
     let version = |bytes: &Bytes| {
         let (_, version) = bytes.split_last_chunk().expect("a row ends with its version");
@@ -105,10 +106,16 @@ async fn read(service: &dyn CacheService, key: &str, origin: &Origin, n: usize, 
     let (claim, found) = match (way, seen) {
         (0, seen) => return seen.as_ref().map(version),
         (1, Some(seen)) => (Claim::replacing(Stamp::of(&seen)), seen),
+        (4, _) => {
+            let taken = service.take_lease(key, LeaseToken::random(), LEASE).await.unwrap();
+            (taken, Bytes::new())
+        }
         (way, seen) => {
             let lookup = match seen {
-                Some(seen) if way == 2 => service.lease_over(key, &Stamp::of(&seen), LEASE).await.unwrap(),
-                _ => service.get_or_lease(key, LEASE).await.unwrap(),
+                Some(seen) if way == 2 => {
+                    service.lease_over(key, &Stamp::of(&seen), LeaseToken::random(), LEASE).await.unwrap()
+                }
+                _ => service.get_or_lease(key, LeaseToken::random(), LEASE).await.unwrap(),
             };
             match lookup {
                 Lookup::Hit(bytes) => return Some(version(&bytes)),
@@ -132,7 +139,7 @@ pub async fn an_invalidation_leaves_nothing_of_a_fill_beside_it(f: CacheFixture)
             f.service.set_bytes(&key, old.clone(), Ttl::Default).await.unwrap();
             Claim::replacing(Stamp::of(&old))
         } else {
-            match f.service.get_or_lease(&key, LEASE).await.unwrap() {
+            match f.service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap() {
                 Lookup::Granted(claim) => claim,
                 other => panic!("nobody else asks for {key}: {other:?}"),
             }
@@ -175,7 +182,7 @@ pub async fn a_value_that_is_replaced_is_never_missing(f: CacheFixture) {
     let mut reads = 0_u64;
     while !writer.is_finished() {
         assert!(f.service.get::<usize>(&key).await.unwrap().is_some(), "after {reads} reads");
-        let lookup = f.service.get_or_lease(&key, LEASE).await.unwrap();
+        let lookup = f.service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap();
         assert!(matches!(lookup, Lookup::Hit(_)), "after {reads} reads: {lookup:?}");
         reads += 1;
         tokio::task::yield_now().await;
@@ -187,11 +194,12 @@ pub async fn a_value_that_is_replaced_is_never_missing(f: CacheFixture) {
 pub async fn cancelled_calls_leave_nothing_behind(f: CacheFixture) {
     let key = f.key("k");
     let value = || Bytes::from_static(b"1");
-    let claim = Claim::lease([7; 16]);
+    let claim = Claim::lease(LeaseToken::random());
     for _ in 0..20 {
         poll_once(f.service.get_bytes(&key));
         poll_once(f.service.set_bytes(&key, value(), Ttl::Default));
-        poll_once(f.service.get_or_lease(&key, Duration::from_millis(1)));
+        poll_once(f.service.get_or_lease(&key, LeaseToken::random(), Duration::from_millis(1)));
+        poll_once(f.service.take_lease(&key, LeaseToken::random(), Duration::from_millis(1)));
         poll_once(f.service.fill(&key, &claim, value(), Ttl::Default));
         poll_once(f.service.renew(&key, &claim, LEASE));
         poll_once(f.service.release(&key, &claim));
@@ -205,7 +213,8 @@ pub async fn cancelled_calls_leave_nothing_behind(f: CacheFixture) {
         f.service.set(&key, &2, None).await.unwrap();
         assert_eq!(f.service.get(&key).await.unwrap(), Some(2));
         f.service.invalidate(&key).await.unwrap();
-        let Lookup::Granted(claim) = f.service.get_or_lease(&key, LEASE).await.unwrap() else {
+        let Lookup::Granted(claim) = f.service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap()
+        else {
             panic!("nothing is left behind, so the lease is free");
         };
         assert!(f.service.fill(&key, &claim, value(), Ttl::Default).await.unwrap());
@@ -223,6 +232,6 @@ pub async fn random_operations_agree_with_a_naive_model(f: CacheFixture) {
 }
 
 /// Polls a call once and drops it.
-fn poll_once<T>(call: impl Future<Output = T>) {
+pub(super) fn poll_once<T>(call: impl Future<Output = T>) {
     let _ = pin!(call).poll(&mut Context::from_waker(Waker::noop()));
 }

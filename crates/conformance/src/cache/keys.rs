@@ -3,7 +3,7 @@
 #![expect(clippy::missing_panics_doc, reason = "a case fails by panicking")]
 
 use bytes::Bytes;
-use cache_core::{CacheError, CacheServiceExt, Claim, KeyError, Lookup, Stamp, Ttl};
+use cache_core::{CacheError, CacheServiceExt, Claim, KeyError, LeaseToken, Lookup, Stamp, Ttl};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -85,7 +85,7 @@ pub async fn unacceptable_keys_are_refused_everywhere(f: CacheFixture) {
     ] {
         let (s, value) = (&f.service, Bytes::from_static(b"1"));
         let good = f.key("good");
-        let (claim, stamp) = (Claim::lease([1; 16]), Stamp::of(&value));
+        let (claim, stamp) = (Claim::lease(LeaseToken::random()), Stamp::of(&value));
         let refused = [
             s.get_bytes(key).await.err(),
             s.get_many_bytes(&[&good, key]).await.err(),
@@ -96,8 +96,9 @@ pub async fn unacceptable_keys_are_refused_everywhere(f: CacheFixture) {
             s.invalidate(key).await.err(),
             s.invalidate_many(&[&good, key]).await.err(),
             s.invalidate_prefix(key).await.err(),
-            s.get_or_lease(key, LEASE).await.err(),
-            s.lease_over(key, &stamp, LEASE).await.err(),
+            s.get_or_lease(key, LeaseToken::random(), LEASE).await.err(),
+            s.lease_over(key, &stamp, LeaseToken::random(), LEASE).await.err(),
+            s.take_lease(key, LeaseToken::random(), LEASE).await.err(),
             s.fill(key, &claim, value.clone(), Ttl::Default).await.err(),
             s.renew(key, &claim, LEASE).await.err(),
             s.release(key, &claim).await.err(),
@@ -191,7 +192,8 @@ pub async fn a_prefix_is_at_the_beginning_and_whole(f: CacheFixture) {
         f.service.set(key, &value, None).await.unwrap();
     }
     let leased = f.key(&f.key("a/b/leased"));
-    let Lookup::Granted(claim) = f.service.get_or_lease(&leased, LEASE).await.unwrap() else {
+    let Lookup::Granted(claim) = f.service.get_or_lease(&leased, LeaseToken::random(), LEASE).await.unwrap()
+    else {
         panic!("the lease is free");
     };
     f.service.set(&prefix, &1, None).await.unwrap();

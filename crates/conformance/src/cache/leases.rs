@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use cache_core::{CacheError, CacheService, Claim, Lookup, Stamp, Ttl};
+use cache_core::{CacheError, CacheService, Claim, LeaseToken, Lookup, Stamp, Ttl};
 
 use super::{CacheFixture, MAX_VALUE_BYTES};
 
@@ -16,7 +16,7 @@ pub(super) fn value(text: &'static str) -> Bytes {
 }
 
 pub(super) async fn granted(service: &dyn CacheService, key: &str) -> Claim {
-    match service.get_or_lease(key, LEASE).await.unwrap() {
+    match service.get_or_lease(key, LeaseToken::random(), LEASE).await.unwrap() {
         Lookup::Granted(claim) => claim,
         other => panic!("the lease is free, yet: {other:?}"),
     }
@@ -35,18 +35,27 @@ pub async fn one_caller_gets_the_lease(f: CacheFixture) {
     let key = f.key("k");
     let _claim = granted(&*f.service, &key).await;
     let asked = std::time::Instant::now();
-    assert_eq!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Busy);
+    assert_eq!(f.service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap(), Lookup::Busy);
     assert!(asked.elapsed() < LEASE / 3, "the answer does not wait for the lease");
-    assert!(matches!(f.service.get_or_lease(&f.key("other"), LEASE).await.unwrap(), Lookup::Granted(_)));
+    assert!(matches!(
+        f.service.get_or_lease(&f.key("other"), LeaseToken::random(), LEASE).await.unwrap(),
+        Lookup::Granted(_)
+    ));
 }
 
 /// A12: a value that is there is a hit, and its life is not touched.
 pub async fn a_value_is_a_hit(f: CacheFixture) {
     let key = f.key("k");
     f.service.set_bytes(&key, value("v"), f.short().into()).await.unwrap();
-    assert_eq!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Hit(value("v")));
+    assert_eq!(
+        f.service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap(),
+        Lookup::Hit(value("v"))
+    );
     f.time.pass(f.short()).await;
-    assert!(matches!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Granted(_)));
+    assert!(matches!(
+        f.service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap(),
+        Lookup::Granted(_)
+    ));
 }
 
 /// PROTOCOLS 2: readers do not see a lease.
@@ -64,7 +73,10 @@ pub async fn a_fill_under_the_lease_is_stored(f: CacheFixture) {
     let claim = granted(&*f.service, &key).await;
     assert!(fill(&*f.service, &key, &claim, "v").await);
     assert_eq!(stored(&*f.service, &key).await, Some(value("v")));
-    assert_eq!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Hit(value("v")));
+    assert_eq!(
+        f.service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap(),
+        Lookup::Hit(value("v"))
+    );
     assert!(!fill(&*f.service, &key, &claim, "again").await, "a lease fills once");
     assert_eq!(stored(&*f.service, &key).await, Some(value("v")));
 }
@@ -111,7 +123,7 @@ pub async fn a_set_defeats_the_fill(f: CacheFixture) {
     assert!(!fill(&*f.service, &other, &bulk, "old").await);
     for key in [&key, &other] {
         assert_eq!(stored(&*f.service, key).await, Some(value("new")));
-        let found = f.service.get_or_lease(key, LEASE).await.unwrap();
+        let found = f.service.get_or_lease(key, LeaseToken::random(), LEASE).await.unwrap();
         assert_eq!(found, Lookup::Hit(value("new")), "a value for everyone");
     }
     let zero = f.key("zero");
@@ -135,19 +147,20 @@ pub async fn a_second_load_of_one_client_does_not_revive_the_first(f: CacheFixtu
 /// SA13: a lease ends by itself; the next caller gets it, and the late fill is refused.
 pub async fn an_expired_lease_passes_on(f: CacheFixture) {
     let key = f.key("k");
-    let Lookup::Granted(late) = f.service.get_or_lease(&key, f.short()).await.unwrap() else {
+    let Lookup::Granted(late) = f.service.get_or_lease(&key, LeaseToken::random(), f.short()).await.unwrap()
+    else {
         panic!("the lease is free");
     };
     if let super::Time::Manual(clock) = &f.time {
         clock.advance(f.short() - Duration::from_nanos(1));
         assert_eq!(
-            f.service.get_or_lease(&key, LEASE).await.unwrap(),
+            f.service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap(),
             Lookup::Busy,
             "to the last nanosecond"
         );
         clock.advance(Duration::from_nanos(1));
     } else {
-        assert_eq!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Busy);
+        assert_eq!(f.service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap(), Lookup::Busy);
         f.time.pass(f.short()).await;
     }
     assert!(!fill(&*f.service, &key, &late, "late").await);
@@ -160,12 +173,13 @@ pub async fn an_expired_lease_passes_on(f: CacheFixture) {
 /// COHERENCE 1.4: a lease that is renewed outlives its first end; one that is gone is not revived.
 pub async fn a_renewed_lease_stands(f: CacheFixture) {
     let key = f.key("k");
-    let Lookup::Granted(claim) = f.service.get_or_lease(&key, f.short()).await.unwrap() else {
+    let Lookup::Granted(claim) = f.service.get_or_lease(&key, LeaseToken::random(), f.short()).await.unwrap()
+    else {
         panic!("the lease is free");
     };
     assert!(f.service.renew(&key, &claim, LEASE).await.unwrap());
     f.time.pass(f.short()).await;
-    assert_eq!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Busy);
+    assert_eq!(f.service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap(), Lookup::Busy);
     assert!(fill(&*f.service, &key, &claim, "v").await);
     assert!(!f.service.renew(&key, &claim, LEASE).await.unwrap(), "used up");
     let gone = granted(&*f.service, &f.key("gone")).await;
@@ -243,10 +257,16 @@ pub async fn leases_are_held_under_hostile_keys_too(f: CacheFixture) {
     for name in ["*", "[a-z]", "\\", "{a}", "}{", "%s", " ", "é\u{1f600}", &longest] {
         let (key, dead) = (f.key(name), Stamp::of(&value("v")));
         let claim = granted(&*f.service, &key).await;
-        assert_eq!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Busy, "{name}");
+        assert_eq!(
+            f.service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap(),
+            Lookup::Busy,
+            "{name}"
+        );
         assert!(f.service.renew(&key, &claim, LEASE).await.unwrap(), "{name}");
         assert!(fill(&*f.service, &key, &claim, "v").await, "{name}");
-        let Lookup::Granted(claim) = f.service.lease_over(&key, &dead, LEASE).await.unwrap() else {
+        let Lookup::Granted(claim) =
+            f.service.lease_over(&key, &dead, LeaseToken::random(), LEASE).await.unwrap()
+        else {
             panic!("{name}: the value is the one that was seen");
         };
         f.service.release(&key, &claim).await.unwrap();
@@ -258,7 +278,7 @@ pub async fn leases_are_held_under_hostile_keys_too(f: CacheFixture) {
 pub async fn another_instance_is_on_the_same_store(f: CacheFixture) {
     let (key, here, there) = (f.key("k"), &*f.service, &*f.peer);
     let old = granted(here, &key).await;
-    assert_eq!(there.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Busy);
+    assert_eq!(there.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap(), Lookup::Busy);
     there.invalidate(&key).await.unwrap();
     assert!(!fill(here, &key, &old, "old").await, "taken away by the other");
     let new = granted(there, &key).await;

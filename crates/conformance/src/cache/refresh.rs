@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use cache_core::{Claim, Lookup, Stamp, Ttl};
+use cache_core::{Claim, LeaseToken, Lookup, Stamp, Ttl};
 
 use super::CacheFixture;
 use super::leases::{LEASE, fill, granted, stored, value};
@@ -61,11 +61,16 @@ pub async fn a_dead_value_is_taken_over_once(f: CacheFixture) {
     for dead in ["dead", "", "\0dead", "a dead value that is longer than what is compared of it"] {
         let (key, stamp) = (f.key(dead.trim_start_matches('\0')), Stamp::of(&value(dead)));
         f.service.set_bytes(&key, value(dead), Ttl::Default).await.unwrap();
-        let Lookup::Granted(claim) = f.service.lease_over(&key, &stamp, LEASE).await.unwrap() else {
+        let Lookup::Granted(claim) =
+            f.service.lease_over(&key, &stamp, LeaseToken::random(), LEASE).await.unwrap()
+        else {
             panic!("{dead:?} is still there");
         };
         assert_eq!(stored(&*f.service, &key).await, None);
-        assert_eq!(f.service.lease_over(&key, &stamp, LEASE).await.unwrap(), Lookup::Busy);
+        assert_eq!(
+            f.service.lease_over(&key, &stamp, LeaseToken::random(), LEASE).await.unwrap(),
+            Lookup::Busy
+        );
         assert!(fill(&*f.service, &key, &claim, "new").await);
     }
 }
@@ -75,17 +80,22 @@ pub async fn a_changed_value_is_not_taken_over(f: CacheFixture) {
     let (key, stamp) = (f.key("k"), Stamp::of(&value("dead")));
     for now in ["new", "deader", "dea", ""] {
         f.service.set_bytes(&key, value(now), Ttl::Default).await.unwrap();
-        assert_eq!(f.service.lease_over(&key, &stamp, LEASE).await.unwrap(), Lookup::Hit(value(now)));
+        assert_eq!(
+            f.service.lease_over(&key, &stamp, LeaseToken::random(), LEASE).await.unwrap(),
+            Lookup::Hit(value(now))
+        );
     }
 }
 
 /// F12: when the dead value is gone meanwhile, it is a lease like any other.
 pub async fn nothing_is_taken_over_as_an_ordinary_lease(f: CacheFixture) {
     let (key, stamp) = (f.key("k"), Stamp::of(&value("dead")));
-    let Lookup::Granted(claim) = f.service.lease_over(&key, &stamp, LEASE).await.unwrap() else {
+    let Lookup::Granted(claim) =
+        f.service.lease_over(&key, &stamp, LeaseToken::random(), LEASE).await.unwrap()
+    else {
         panic!("nothing is there");
     };
-    assert_eq!(f.service.get_or_lease(&key, LEASE).await.unwrap(), Lookup::Busy);
+    assert_eq!(f.service.get_or_lease(&key, LeaseToken::random(), LEASE).await.unwrap(), Lookup::Busy);
     f.service.invalidate(&key).await.unwrap();
     assert!(!fill(&*f.service, &key, &claim, "old").await);
 }

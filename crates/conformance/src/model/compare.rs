@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cache_core::{CacheError, CacheService, Claim, Clock, Lookup, Stamp, Ttl};
+use cache_core::{CacheError, CacheService, Claim, Clock, LeaseToken, Lookup, Stamp, Ttl};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -39,26 +39,21 @@ enum Op {
     Invalidate(usize),
     InvalidateMany(Vec<usize>),
     InvalidatePrefix(String),
-    GetOrLease(usize, Duration),
-    LeaseOver(usize, Bytes, Duration),
-    Fill(usize, Held, Bytes, Ttl),
-    Renew(usize, Held, Duration),
-    Release(usize, Held),
+    GetOrLease(usize, LeaseToken, Duration),
+    LeaseOver(usize, Bytes, LeaseToken, Duration),
+    TakeLease(usize, LeaseToken, Duration),
+    Fill(usize, Claim, Bytes, Ttl),
+    Renew(usize, Claim, Duration),
+    Release(usize, Claim),
     Pass(Duration),
-}
-
-/// What is claimed: a lease granted earlier, counted from the latest, or a value that may have been seen.
-#[derive(Debug, Clone)]
-enum Held {
-    Lease(usize),
-    Seen(Bytes),
 }
 
 /// An answer, as far as it is the same on every backend.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
     Values(Vec<Option<Bytes>>),
-    Looked(Option<Bytes>, &'static str),
+    Looked(Lookup),
+    Claimed(Claim),
     Flag(bool),
     Count(u64),
     Done,
@@ -76,10 +71,10 @@ pub async fn agree(fixture: &CacheFixture, seed: u64, steps: usize) {
         Time::Real => Clock::system(),
     };
     let model = ModelCache::new(clock, MAX_VALUE_BYTES);
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut asked = Asked::default();
     let mut last: VecDeque<Op> = VecDeque::new();
     for step in 0..steps {
-        let op = random(&mut rng, matches!(fixture.time, Time::Manual(_)));
+        let op = random(&mut rng, &mut asked, matches!(fixture.time, Time::Manual(_)));
         last.push_back(op.clone());
         if last.len() > 12 {
             last.pop_front();
@@ -88,32 +83,59 @@ pub async fn agree(fixture: &CacheFixture, seed: u64, steps: usize) {
             fixture.time.pass(time).await;
             continue;
         }
-        let expected = apply(&model, fixture, &op, &mut theirs).await;
-        let answer = apply(&*fixture.service, fixture, &op, &mut ours).await;
+        let expected = apply(&model, fixture, &op).await;
+        let answer = apply(&*fixture.service, fixture, &op).await;
         assert_eq!(answer, expected, "seed {seed}, step {step}, after {}", Lines(&last));
-        if ours.len() > 20 {
-            ours.remove(0);
-            theirs.remove(0);
+    }
+}
+
+/// The leases that were asked for lately, each with its key; not all of them were granted.
+#[derive(Debug, Default)]
+struct Asked(VecDeque<(usize, LeaseToken)>);
+
+impl Asked {
+    /// A key and a token to ask for a lease with: new ones, or now and then a request that is repeated.
+    fn request(&mut self, rng: &mut StdRng) -> (usize, LeaseToken) {
+        if rng.random_range(0..4) == 0
+            && let Some(again) = self.0.back()
+        {
+            return *again;
+        }
+        let request = (name(rng), LeaseToken::from_bytes(rng.random()));
+        self.0.push_back(request);
+        if self.0.len() > 20 {
+            self.0.pop_front();
+        }
+        request
+    }
+
+    /// A key and a claim on it: by one of the last leases that were asked for, or by a value that may be there.
+    fn claim(&self, rng: &mut StdRng) -> (usize, Claim) {
+        match self.0.iter().rev().nth(rng.random_range(0..4)) {
+            Some((name, token)) if rng.random_range(0..3) > 0 => (*name, Claim::lease(*token)),
+            _ => (name(rng), Claim::replacing(Stamp::of(&value(rng)))),
         }
     }
 }
 
-fn random(rng: &mut StdRng, time_passes: bool) -> Op {
-    let name = |rng: &mut StdRng| rng.random_range(0..NAMES.len());
-    let value = |rng: &mut StdRng| Bytes::from_static(VALUES[rng.random_range(0..VALUES.len())]);
+fn name(rng: &mut StdRng) -> usize {
+    rng.random_range(0..NAMES.len())
+}
+
+fn value(rng: &mut StdRng) -> Bytes {
+    Bytes::from_static(VALUES[rng.random_range(0..VALUES.len())])
+}
+
+fn random(rng: &mut StdRng, asked: &mut Asked, time_passes: bool) -> Op {
     // Without a clock to set nothing may end by itself meanwhile.
     let times: &[u64] = if time_passes { &TIMES } else { &[0, 100_000] };
     let time = |rng: &mut StdRng| Duration::from_millis(times.choose(rng).copied().unwrap_or(0));
     let life = |rng: &mut StdRng| if rng.random() { Ttl::Default } else { Ttl::For(time(rng)) };
     let some = |rng: &mut StdRng| (0..rng.random_range(0..4)).map(|_| name(rng)).collect::<Vec<_>>();
-    let held = |rng: &mut StdRng| match rng.random_range(0..3) {
-        0 => Held::Seen(value(rng)),
-        _ => Held::Lease(rng.random_range(0..4)),
-    };
     // A lease of no length is left out: Redis has none, and gives the shortest it can.
     let shortest = Duration::from_millis(if time_passes { 10 } else { 100_000 });
     let lease = |rng: &mut StdRng| time(rng).max(shortest);
-    match rng.random_range(0..if time_passes { 20 } else { 18 }) {
+    match rng.random_range(0..if time_passes { 21 } else { 19 }) {
         0 | 1 => Op::Get(name(rng)),
         2 => Op::GetMany(some(rng)),
         3 => Op::Set(name(rng), value(rng), life(rng)),
@@ -121,22 +143,27 @@ fn random(rng: &mut StdRng, time_passes: bool) -> Op {
         5 => Op::Invalidate(name(rng)),
         6 => Op::InvalidateMany(some(rng)),
         7 => Op::InvalidatePrefix(NAMES[name(rng)].to_owned()),
-        8..=10 => Op::GetOrLease(name(rng), lease(rng)),
-        11 | 12 => Op::LeaseOver(name(rng), value(rng), lease(rng)),
-        13..=15 => Op::Fill(name(rng), held(rng), value(rng), life(rng)),
-        16 => Op::Renew(name(rng), held(rng), lease(rng)),
-        17 => Op::Release(name(rng), held(rng)),
+        at @ 8..=13 => {
+            let (name, token) = asked.request(rng);
+            match at {
+                8..=10 => Op::GetOrLease(name, token, lease(rng)),
+                11 | 12 => Op::LeaseOver(name, value(rng), token, lease(rng)),
+                _ => Op::TakeLease(name, token, lease(rng)),
+            }
+        }
+        at @ 14..=18 => {
+            let (name, claim) = asked.claim(rng);
+            match at {
+                14..=16 => Op::Fill(name, claim, value(rng), life(rng)),
+                17 => Op::Renew(name, claim, lease(rng)),
+                _ => Op::Release(name, claim),
+            }
+        }
         _ => Op::Pass(time(rng).min(Duration::from_millis(50))),
     }
 }
 
-/// Runs an operation and remembers the leases it was granted.
-async fn apply(
-    service: &dyn CacheService,
-    fixture: &CacheFixture,
-    op: &Op,
-    claims: &mut Vec<(usize, Claim)>,
-) -> Answer {
+async fn apply(service: &dyn CacheService, fixture: &CacheFixture, op: &Op) -> Answer {
     let key = |name: &usize| fixture.key(NAMES[*name]);
     match op {
         Op::Get(name) => values(service.get_bytes(&key(name)).await.map(|value| vec![value])),
@@ -158,46 +185,20 @@ async fn apply(
         Op::InvalidatePrefix(prefix) => {
             service.invalidate_prefix(&fixture.key(prefix)).await.map_or_else(failed, Answer::Count)
         }
-        Op::GetOrLease(name, time) => looked(*name, service.get_or_lease(&key(name), *time).await, claims),
-        Op::LeaseOver(name, seen, time) => {
-            let found = service.lease_over(&key(name), &Stamp::of(seen), *time).await;
-            looked(*name, found, claims)
+        Op::GetOrLease(name, token, time) => {
+            service.get_or_lease(&key(name), *token, *time).await.map_or_else(failed, Answer::Looked)
         }
-        Op::Fill(name, held, value, ttl) => {
-            let (name, claim) = claimed(*name, held, claims);
-            flag(service.fill(&key(&name), &claim, value.clone(), *ttl).await)
+        Op::LeaseOver(name, seen, token, time) => {
+            let found = service.lease_over(&key(name), &Stamp::of(seen), *token, *time).await;
+            found.map_or_else(failed, Answer::Looked)
         }
-        Op::Renew(name, held, time) => {
-            let (name, claim) = claimed(*name, held, claims);
-            flag(service.renew(&key(&name), &claim, *time).await)
+        Op::TakeLease(name, token, time) => {
+            service.take_lease(&key(name), *token, *time).await.map_or_else(failed, Answer::Claimed)
         }
-        Op::Release(name, held) => {
-            let (name, claim) = claimed(*name, held, claims);
-            done(service.release(&key(&name), &claim).await)
-        }
+        Op::Fill(name, claim, value, ttl) => flag(service.fill(&key(name), claim, value.clone(), *ttl).await),
+        Op::Renew(name, claim, time) => flag(service.renew(&key(name), claim, *time).await),
+        Op::Release(name, claim) => done(service.release(&key(name), claim).await),
         Op::Pass(_) => Answer::Done,
-    }
-}
-
-/// A lease that was granted comes with its key; one that never was is a foreign one.
-fn claimed(name: usize, held: &Held, claims: &[(usize, Claim)]) -> (usize, Claim) {
-    match held {
-        Held::Seen(value) => (name, Claim::replacing(Stamp::of(value))),
-        Held::Lease(back) => {
-            claims.iter().rev().nth(*back).cloned().unwrap_or_else(|| (name, Claim::lease([7; 16])))
-        }
-    }
-}
-
-fn looked(name: usize, found: Result<Lookup, CacheError>, claims: &mut Vec<(usize, Claim)>) -> Answer {
-    match found {
-        Ok(Lookup::Hit(value)) => Answer::Looked(Some(value), "hit"),
-        Ok(Lookup::Busy) => Answer::Looked(None, "busy"),
-        Ok(Lookup::Granted(claim)) => {
-            claims.push((name, claim));
-            Answer::Looked(None, "granted")
-        }
-        Err(error) => failed(error),
     }
 }
 

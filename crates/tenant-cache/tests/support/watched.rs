@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use cache_core::{
-    BackendError, BackendErrorKind, CacheError, CacheService, Claim, Clock, InvalidationBus, Lookup, Stamp,
-    Ttl,
+    BackendError, BackendErrorKind, CacheError, CacheService, Claim, Clock, InvalidationBus, LeaseToken,
+    Lookup, Stamp, Ttl,
 };
 use cache_moka::MokaCacheService;
 use tokio::sync::Semaphore;
@@ -113,14 +113,35 @@ impl CacheService for Watched {
         self.inner.invalidate_prefix(prefix).await
     }
 
-    async fn get_or_lease(&self, key: &str, lease_for: Duration) -> Result<Lookup, CacheError> {
+    async fn get_or_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Lookup, CacheError> {
         self.count(&self.reads)?;
-        self.inner.get_or_lease(key, lease_for).await
+        self.inner.get_or_lease(key, token, lease_for).await
     }
 
-    async fn lease_over(&self, key: &str, seen: &Stamp, lease_for: Duration) -> Result<Lookup, CacheError> {
+    async fn lease_over(
+        &self,
+        key: &str,
+        seen: &Stamp,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Lookup, CacheError> {
         self.count(&self.reads)?;
-        self.inner.lease_over(key, seen, lease_for).await
+        self.inner.lease_over(key, seen, token, lease_for).await
+    }
+
+    async fn take_lease(
+        &self,
+        key: &str,
+        token: LeaseToken,
+        lease_for: Duration,
+    ) -> Result<Claim, CacheError> {
+        self.count(&self.writes)?;
+        self.inner.take_lease(key, token, lease_for).await
     }
 
     async fn fill(&self, key: &str, claim: &Claim, value: Bytes, ttl: Ttl) -> Result<bool, CacheError> {
