@@ -10,6 +10,9 @@ use tenant_cache::Caches;
 use crate::shutdown::Tasks;
 use crate::{AppSettings, RateLimitPresets};
 
+/// How long the end of an application waits for the leases of loads in flight. Beyond they end by themselves.
+const LEASES_WITHIN: Duration = Duration::from_secs(5);
+
 /// The assembled services. Clones share everything.
 ///
 /// Made by [`AppServiceBuilder`](crate::AppServiceBuilder).
@@ -192,12 +195,16 @@ impl AppService {
         Health { l1, l2, bus: parts.caches.bus().state().health, coordination: parts.coordination }
     }
 
-    /// Ends the background work of the services. Values stay readable; what only Redis can do fails once the
-    /// last clone is gone. Idempotent.
+    /// Ends the background work of the services, and the loads in flight, which give up their leases: nobody in the
+    /// fleet waits for them. Takes at most 5 s. Values stay readable, and nothing is loaded any more; what only Redis can
+    /// do fails once the last clone is gone. Idempotent.
     ///
     /// # Cancel safety
     /// Safe; call it again to wait for the rest.
     pub async fn shutdown(&self) {
+        if !self.0.caches.shut_down(LEASES_WITHIN).await {
+            tracing::warn!("leases of loads in flight were not given up in time; they end by themselves");
+        }
         self.0.tasks.end().await;
     }
 }

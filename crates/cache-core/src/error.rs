@@ -80,7 +80,10 @@ impl CacheError {
         match self {
             Self::Timeout { .. } => true,
             Self::Backend(error) => error.kind.is_transient(),
-            Self::Load(error) => !matches!(error, LoadError::Reentrant { .. }),
+            Self::Load(error) => !matches!(
+                error,
+                LoadError::Reentrant { .. } | LoadError::NoRuntime { .. } | LoadError::ShutDown { .. }
+            ),
             _ => false,
         }
     }
@@ -224,10 +227,11 @@ pub enum LoadError {
         /// The loader's own error, shared by all its waiters.
         source: SharedSource,
     },
-    /// The loader panicked; nothing is poisoned.
-    #[error("the loader of cache domain `{domain}` panicked")]
+    /// The loader panicked, or another function that the cache was given: its fallback, life, tags, codec or hooks, or
+    /// the text form of a key. Nothing is poisoned.
+    #[error("the loader of cache domain `{domain}`, or another function it was defined with, panicked")]
     Panicked {
-        /// The domain whose loader panicked.
+        /// The domain whose function panicked.
         domain: Arc<str>,
     },
     /// The loader did not end within its deadline.
@@ -238,10 +242,22 @@ pub enum LoadError {
         /// The deadline that passed.
         after: Duration,
     },
-    /// The loader asked the cache for the very key it was loading, which could only wait for itself.
+    /// The loader asked, itself or through other loads, for what waits for its own result.
     #[error("the loader of cache domain `{domain}` asked for the key it is loading")]
     Reentrant {
-        /// The domain whose loader called itself.
+        /// The domain whose loader would wait for itself.
+        domain: Arc<str>,
+    },
+    /// There is no Tokio runtime here: loads run in tasks of one. Nothing was asked for.
+    #[error("a load for cache domain `{domain}` needs a Tokio runtime, and none is running here")]
+    NoRuntime {
+        /// The domain that was asked.
+        domain: Arc<str>,
+    },
+    /// The caches of the process were shut down.
+    #[error("the load for cache domain `{domain}` was ended: the caches are shut down")]
+    ShutDown {
+        /// The domain whose load was ended.
         domain: Arc<str>,
     },
 }

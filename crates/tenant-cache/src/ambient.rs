@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
-use cache_core::RequestContext;
+use cache_core::{RequestContext, TenantId, UserId};
 use tokio::task_local;
+
+use crate::load_stack::LoadStack;
 
 task_local! {
     static CURRENT: Option<Arc<RequestContext>>;
@@ -49,6 +51,10 @@ impl RequestScope for Arc<RequestContext> {}
 /// Takes the current request along into a future that another task will run; where there is none, it runs as part of
 /// none.
 ///
+/// Inside a loader it takes along which load this is, too: a lookup that would wait for that load's own result is then
+/// told so ([`LoadError::Reentrant`](cache_core::LoadError::Reentrant)) instead of waiting for ever, as it would in a
+/// task that was spawned without `carry`.
+///
 /// ```
 /// # use tenant_cache::ambient::carry;
 /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
@@ -56,8 +62,27 @@ impl RequestScope for Arc<RequestContext> {}
 /// # Ok::<(), tokio::task::JoinError>(()) }).unwrap();
 /// ```
 pub fn carry<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    LoadStack::current().scope(carry_request(work))
+}
+
+/// As [`carry`], without the loads that the running task is part of.
+pub(crate) fn carry_request<F: Future>(work: F) -> impl Future<Output = F::Output> {
     // Not in an async block, which would hold `work` twice: where it was captured, and where it is awaited.
     CURRENT.scope(RequestContext::current(), work)
+}
+
+/// Runs a future in the scope of an entry: as its tenant and user, and without anything else of a request.
+pub(crate) fn in_scope<F: Future>(
+    tenant: Option<&TenantId>,
+    user: Option<&UserId>,
+    work: F,
+) -> impl Future<Output = F::Output> + use<F> {
+    let context = tenant.map(|tenant| {
+        let mut context = RequestContext::new(tenant.clone());
+        context.user = user.cloned();
+        Arc::new(context)
+    });
+    CURRENT.scope(context, work)
 }
 
 /// Runs a future as part of no request: what it makes is for everybody.

@@ -9,8 +9,9 @@ use futures_util::StreamExt;
 use crate::answer::Found;
 use crate::bulk::Gathering;
 use crate::cache::TenantCache;
-use crate::fetch::{Fetch, Read, Sight};
+use crate::fetch::{FarRead, Fetch, Sight};
 use crate::key::CacheKey;
+use crate::tasks;
 
 /// Lookups of one call that load at the same time when there is no bulk loader.
 const PARALLEL_LOADS: usize = 16;
@@ -22,7 +23,7 @@ const MOST_AT_ONCE: usize = 500;
 type Outcome<V> = Result<Found<V>, CacheError>;
 
 /// A key that must go on, its place in the call, and what was read of it.
-type Load<K, V> = (usize, Fetch<K, V>, Option<Read<V>>);
+type Load<K, V> = (usize, Fetch<K, V>, Option<FarRead<V>>);
 
 impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     /// The values of several keys, in the order asked. What memory does not know is asked of the far tier in one
@@ -69,7 +70,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
         let mut outcomes = Vec::new();
         let mut fetches = Vec::new();
         for (at, key) in keys.enumerate() {
-            match self.with_query(key, |query| self.fetch(query))? {
+            match self.fetch(key) {
                 Ok(fetch) => {
                     fetches.push((at, fetch));
                     outcomes.push(None);
@@ -82,10 +83,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
         for ((at, fetch), read) in fetches.into_iter().zip(reads) {
             match read {
                 Some((Sight::Answer(found), _)) => {
-                    let landing = Ok(found);
-                    self.inner.count(&fetch.key.key, &landing, false);
-                    fetch.ticket.meter.iter().for_each(|meter| meter.landed(&landing));
-                    outcomes[at] = Some(landing);
+                    let result = Ok(found);
+                    fetch.ticket.meter.iter().for_each(|meter| meter.landed(&result));
+                    outcomes[at] = Some(self.inner.count(Some(&fetch.key.key), result, false));
                 }
                 read => loads.push((at, fetch, read)),
             }
@@ -98,9 +98,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     }
 
     /// What the far tier holds of the keys, in one round trip; nothing where it cannot be asked.
-    async fn read_all(&self, fetches: &[(usize, Fetch<K, V>)]) -> Vec<Option<Read<V>>> {
+    async fn read_all(&self, fetches: &[(usize, Fetch<K, V>)]) -> Vec<Option<FarRead<V>>> {
         let none = || fetches.iter().map(|_| None).collect();
-        let Some(far) = self.inner.far.as_ref().filter(|far| far.trusted() && !fetches.is_empty()) else {
+        let in_runtime = tasks::runtime(&self.inner.domain).is_ok();
+        let Some(far) =
+            self.inner.far.as_ref().filter(|far| far.trusted() && !fetches.is_empty() && in_runtime)
+        else {
             return none();
         };
         let asked: Vec<_> = fetches.iter().map(|(_, fetch)| fetch.asked()).collect();
@@ -122,9 +125,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
         let mut parallel = PARALLEL_LOADS;
         if let Some(bulk) = self.inner.loader.bulk.as_ref().filter(|_| loads.len() > 1) {
             parallel = loads.len();
-            let gathering = Gathering::new(Arc::clone(&self.inner.domain), Arc::clone(bulk));
+            let gathering = Gathering::new(Arc::clone(&self.inner), Arc::clone(bulk));
             for (_, fetch, _) in &mut loads {
-                fetch.instead = Some(gathering.seat(Arc::clone(&fetch.text)));
+                fetch.instead = Some(gathering.seat());
             }
         }
         futures_util::stream::iter(loads)

@@ -18,7 +18,6 @@ use crate::bulk::BulkFn;
 use crate::cache::TenantCache;
 use crate::changes::Listeners;
 use crate::far::FarTier;
-use crate::flight::Flights;
 use crate::hooks::Hooks;
 use crate::inner::{Inner, LifeBy, TagsBy};
 use crate::key::CacheKey;
@@ -28,6 +27,7 @@ use crate::loaded::{LoadRequest, Loaded};
 use crate::near::NearTier;
 use crate::policy::{Mode, NegativeTier, Policy};
 use crate::registry::{Caches, Definition, SealerId};
+use crate::single_flight::SingleFlight;
 use crate::stats::Counters;
 use crate::wrap::Wrapping;
 
@@ -299,7 +299,10 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
     }
 
     /// Ends the definition with the loader: what asks the origin for a key. `Ok(None)` is "there is no such
-    /// thing"; errors are not cached. It runs in the request context of the caller that started it.
+    /// thing"; errors are not cached. It runs in a task of its own, in the scope of the entry and nothing more of the
+    /// request that happened to come first: for [`Scope::Global`] in none, for [`Scope::Tenant`] as the tenant without a
+    /// user, and never with the caller's address or request id. Another cache that it asks for needs the same scope or a
+    /// wider one; a narrower one fails with [`CacheError::NoTenant`] or [`CacheError::NoUser`].
     ///
     /// Asking for a domain again in the same way gives the same cache.
     ///
@@ -371,7 +374,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
     /// Makes the cache, or finds the one that was made in the same way; `F` is the type of the user's loader.
     fn finish<F: 'static>(
         mut self,
-        load: Box<LoadFn<K, V>>,
+        load: Arc<LoadFn<K, V>>,
         may_tag: bool,
         codec: Arc<dyn Codec<V>>,
     ) -> Result<TenantCache<K, V>, CacheError> {
@@ -390,7 +393,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
 
     fn make(
         mut self,
-        load: Box<LoadFn<K, V>>,
+        load: Arc<LoadFn<K, V>>,
         may_tag: bool,
         codec: Arc<dyn Codec<V>>,
     ) -> Result<Inner<K, V>, CacheError> {
@@ -414,11 +417,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
                 max_bytes: self.policy.max_value_bytes,
                 sealer: self.sealer.clone(),
             },
+            tasks: Arc::clone(&shared.tasks),
         });
         let (resilience, fallback, bulk) = (self.resilience, self.fallback, self.bulk);
         Ok(Inner {
             near: NearTier::new(&self.policy, wide, Arc::clone(&counters))?,
-            flights: Arc::new(Flights::new()),
+            flights: Arc::new(SingleFlight::new()),
             tenants: quick_cache::sync::Cache::new(REMEMBERED_TENANTS),
             background: Background::new(),
             loader: Loader { domain: Arc::clone(&self.name), load, bulk, fallback, resilience, may_tag },

@@ -11,14 +11,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cache_core::error::SharedSource;
+use cache_core::{CacheError, LoadError};
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
+use crate::ambient;
+use crate::inner::Inner;
 use crate::key::CacheKey;
-use crate::load::{LoadFn, Loading};
+use crate::load::LoadFn;
+use crate::load_stack::{Frame, LoadStack};
 use crate::loaded::{LoadRequest, Loaded};
+use crate::shared_load::{Landing, SharedLoad, Waiter};
 
 /// How long the first waits for the others.
 const LINGER: Duration = Duration::from_millis(5);
@@ -27,48 +31,69 @@ const LINGER: Duration = Duration::from_millis(5);
 pub(crate) type BulkFn<K, V> =
     dyn Fn(Vec<K>) -> BoxFuture<'static, Result<HashMap<K, V>, SharedSource>> + Send + Sync;
 
-type Batch<K, V> = Shared<BoxFuture<'static, Result<Arc<HashMap<K, Arc<V>>>, SharedSource>>>;
+type Values<K, V> = Result<Arc<HashMap<K, Arc<V>>>, SharedSource>;
+
+/// What a bulk load ends with; the outer error is that of its task.
+type Batch<K, V> = Result<Values<K, V>, CacheError>;
 
 /// The keys of one call that are to be loaded together.
 pub(crate) struct Gathering<K, V> {
-    domain: Arc<str>,
+    cache: Arc<Inner<K, V>>,
     load: Arc<BulkFn<K, V>>,
+    /// The loads that the call is part of.
+    above: LoadStack,
     state: Mutex<State<K, V>>,
-    begun: Notify,
 }
 
 struct State<K, V> {
     /// Seats that have neither come to load nor been given up.
     expected: usize,
-    waiting: Vec<(K, Arc<str>)>,
-    /// The rounds that were begun, by number; most calls need one.
-    rounds: Vec<Batch<K, V>>,
+    /// The load that has not begun yet.
+    open: Option<Open<K, V>>,
+}
+
+/// A bulk load that keys may still join.
+struct Open<K, V> {
+    load: Arc<SharedLoad<Batch<K, V>>>,
+    landing: Landing<Batch<K, V>>,
+    keys: Vec<K>,
+    frames: Vec<Arc<Frame>>,
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static> Gathering<K, V> {
-    pub(crate) fn new(domain: Arc<str>, load: Arc<BulkFn<K, V>>) -> Arc<Self> {
-        let state = State { expected: 0, waiting: Vec::new(), rounds: Vec::new() };
-        Arc::new(Self { domain, load, state: Mutex::new(state), begun: Notify::new() })
+    pub(crate) fn new(cache: Arc<Inner<K, V>>, load: Arc<BulkFn<K, V>>) -> Arc<Self> {
+        let state = Mutex::new(State { expected: 0, open: None });
+        Arc::new(Self { cache, load, above: LoadStack::current(), state })
     }
 
-    /// The loader of one key; `text` names it.
-    pub(crate) fn seat(self: &Arc<Self>, text: Arc<str>) -> Box<LoadFn<K, V>> {
+    /// The loader of one key.
+    pub(crate) fn seat(self: &Arc<Self>) -> Arc<LoadFn<K, V>> {
         self.state.lock().expected += 1;
         let seat = Arc::new(Seat { gathering: Arc::clone(self), taken: AtomicBool::new(false) });
-        Box::new(move |request: LoadRequest<K, V>| {
-            let (seat, text) = (Arc::clone(&seat), Arc::clone(&text));
-            async move { seat.load(request.key, text).await }.boxed()
+        Arc::new(move |request: LoadRequest<K, V>| {
+            let seat = Arc::clone(&seat);
+            async move { seat.load(request.key).await }.boxed()
         })
     }
 
-    /// Enters a key into the next round, and says which one that is.
-    fn enter(&self, key: K, text: Arc<str>, first: bool) -> usize {
+    /// Enters a key into the next bulk load, which begins when it was the last one expected.
+    fn enter(&self, key: K, first: bool) -> Waiter<Batch<K, V>> {
         let mut state = self.state.lock();
         state.expected -= usize::from(first);
-        state.waiting.push((key, text));
-        let round = state.rounds.len();
+        let joined = state.open.as_ref().and_then(|open| Waiter::join(&open.load));
+        let waiter = joined.unwrap_or_else(|| {
+            let (waiter, landing) = Waiter::first();
+            let load = Arc::clone(waiter.load());
+            state.open = Some(Open { load, landing, keys: Vec::new(), frames: Vec::new() });
+            waiter
+        });
+        if let Some(open) = &mut state.open {
+            open.keys.push(key);
+            // What the bulk loader asks for, it asks for each of its keys.
+            open.frames.extend_from_slice(LoadStack::current().frames());
+        }
         self.begin_if_complete(&mut state);
-        round
+        waiter
     }
 
     fn give_up_seat(&self) {
@@ -78,41 +103,34 @@ impl<K: CacheKey, V: Send + Sync + 'static> Gathering<K, V> {
     }
 
     fn begin_if_complete(&self, state: &mut State<K, V>) {
-        if state.expected == 0 && !state.waiting.is_empty() {
-            self.begin(state);
+        if state.expected == 0
+            && let Some(open) = state.open.take()
+        {
+            self.begin(open);
         }
     }
 
-    fn begin(&self, state: &mut State<K, V>) {
-        let (keys, texts): (Vec<K>, Vec<_>) = std::mem::take(&mut state.waiting).into_iter().unzip();
-        let load = (self.load)(keys);
-        let load = async move {
-            let values = load.await?;
-            Ok(Arc::new(values.into_iter().map(|(key, value)| (key, Arc::new(value))).collect()))
-        };
-        let here = Loading::current().with_all(&self.domain, texts);
-        state.rounds.push(here.scope(load).boxed().shared());
-        self.begun.notify_waiters();
-    }
-
-    /// The round, once it has begun; begins it when the others keep it waiting for too long.
-    async fn round(&self, number: usize) -> Batch<K, V> {
-        // In time or not: the round is begun now at the latest.
-        let _ = tokio::time::timeout(LINGER, self.has_begun(number)).await;
+    /// Begins a bulk load for who came so far.
+    fn begin_without_the_rest(&self, waiter: &Waiter<Batch<K, V>>) {
         let mut state = self.state.lock();
-        if state.rounds.len() == number {
-            self.begin(&mut state);
+        if let Some(open) = state.open.take_if(|open| Arc::ptr_eq(&open.load, waiter.load())) {
+            self.begin(open);
         }
-        state.rounds[number].clone()
     }
 
-    async fn has_begun(&self, number: usize) {
-        loop {
-            let notified = self.begun.notified();
-            if self.state.lock().rounds.len() > number {
-                return;
-            }
-            notified.await;
+    fn begin(&self, open: Open<K, V>) {
+        let Open { load, landing, keys, frames } = open;
+        let bulk = Arc::clone(&self.load);
+        let work = async move {
+            let shared = |(key, value)| (key, Arc::new(value));
+            Ok(bulk(keys).await.map(|values| Arc::new(values.into_iter().map(shared).collect())))
+        };
+        // In the scope of the seat that begins it, which is that of all.
+        let work = self.above.with(frames).scope(ambient::carry_request(work));
+        // Without a runtime the landing is dropped, and those who wait are told that it lapsed.
+        if let Ok(task) = self.cache.shared.tasks.load(&self.cache.domain, work, |batch| landing.land(batch))
+        {
+            load.runs_in(task);
         }
     }
 }
@@ -124,13 +142,28 @@ struct Seat<K: CacheKey, V: Send + Sync + 'static> {
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static> Seat<K, V> {
-    async fn load(&self, key: K, text: Arc<str>) -> Result<Loaded<Arc<V>>, SharedSource> {
+    async fn load(&self, key: K) -> Result<Loaded<Arc<V>>, SharedSource> {
         // A second try of the same key was counted already.
         let first = !self.taken.swap(true, Ordering::AcqRel);
-        let round = self.gathering.enter(key.clone(), text, first);
-        let batch = self.gathering.round(round).await;
-        let values = batch.await?;
-        Ok(values.get(&key).cloned().into())
+        let waiter = self.gathering.enter(key.clone(), first);
+        let batch = match tokio::time::timeout(LINGER, waiter.load().outcome()).await {
+            Ok(batch) => batch,
+            Err(_) => {
+                self.gathering.begin_without_the_rest(&waiter);
+                waiter.load().outcome().await
+            }
+        };
+        match batch {
+            Some(Ok(values)) => Ok(values?.get(&key).cloned().into()),
+            // The panic of the common load is that of each.
+            Some(Err(CacheError::Load(LoadError::Panicked { .. }))) => {
+                std::panic::resume_unwind(Box::new("the bulk loader panicked"))
+            }
+            Some(Err(error)) => Err(Arc::new(error)),
+            None => Err(Arc::new(CacheError::from(LoadError::ShutDown {
+                domain: Arc::clone(&self.gathering.cache.domain),
+            }))),
+        }
     }
 }
 

@@ -4,22 +4,23 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cache_core::{CacheError, Invalidation, LoadError, Scope, TenantId, UserId};
+use cache_core::{CacheError, Invalidation, Scope, TenantId, UserId};
 use futures_util::{FutureExt, Stream};
 
-use crate::ambient::carry;
 use crate::answer::Found;
 use crate::changes::{Change, HandlerGuard};
 use crate::far::{Alive, Held};
-use crate::fetch::{Fetch, Read};
-use crate::flight::Boarding;
+use crate::fetch::{FarRead, Fetch};
 use crate::inner::Inner;
 use crate::key::{CacheKey, NearKey, NearQuery, with_ids};
 use crate::life::{Life, Times};
-use crate::load::{LoadFn, Loading, load_fn};
-use crate::near::{Remembered, Ticket};
+use crate::load::{LoadFn, load_fn};
+use crate::load_stack::LoadStack;
+use crate::lookup::Answered;
+use crate::near::Remembered;
 use crate::policy::Policy;
 use crate::stats::Stats;
+use crate::tasks;
 
 /// A typed read-through cache of one domain, scoped to the tenant of the running request.
 ///
@@ -119,23 +120,23 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     }
 
     /// Loads a value now, whatever is cached, and stores it in all tiers. Readers go on with the old value
-    /// meanwhile; an invalidation that comes between wins.
+    /// meanwhile; an invalidation that comes between wins. What a load brings that is not to be stored (a life of zero,
+    /// or a negative entry that stays in memory) replaces the old value all the same: that is removed.
     ///
     /// # Errors
     /// As [`get`](Self::get), and those of telling the other instances.
     pub async fn refresh(&self, key: &K) -> Result<Option<Arc<V>>, CacheError> {
-        let bus = &self.inner.shared.bus;
-        let fetch = || self.with_query(key, |query| self.fetch(query))?;
-        let first = fetch()?;
+        let inner = &self.inner;
+        let first = self.fetch(key)?;
         let message = Invalidation::Keys(vec![Arc::clone(&first.text)]);
-        if self.inner.far.is_some() {
-            let found = first.refresh().boxed().await?;
-            bus.publish(&message).await?;
+        if inner.far.is_some() {
+            let found = inner.load_anew(first).boxed().await?;
+            inner.shared.bus.publish(&message).await?;
             return Ok(found.value);
         }
         // Memory is all there is: the others first, and then a load whose ticket the message cannot spoil.
-        bus.publish(&message).await?;
-        Ok(fetch()?.refresh().boxed().await?.value)
+        inner.shared.bus.publish(&message).await?;
+        Ok(inner.load_anew(self.fetch(key)?).boxed().await?.value)
     }
 
     /// What memory holds of a key, without asking anybody, and without being counted.
@@ -159,32 +160,46 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
             return Ok(true);
         }
         let Some(far) = self.inner.far.as_ref().filter(|far| far.trusted()) else { return Ok(false) };
-        let fetch = self.with_query(key, |query| self.fetch(query))??;
+        tasks::runtime(&self.inner.domain)?;
+        let fetch = self.fetch(key)?;
         let (held, _) = far.read(fetch.asked()).await?;
         Ok(matches!(held, Held::Live(Alive { payload: Some(_), left, .. }) if left.is_fresh()))
     }
 
     /// Stores a value in all tiers, over whatever is there; loads in flight are not stored afterwards.
     ///
-    /// Two writers' inserts can land in either order: after a change of the origin prefer
+    /// The store is fenced: the key's lease is taken first, over a value or another's lease, and the value stored only
+    /// while it stands. So an invalidation (or a later insert) that comes between wins, however late the value arrives,
+    /// and `Ok` then means that the insert came before it. The price is one more round trip; who reads the key meanwhile
+    /// waits for the value. An insert that fails is announced as a removal, in the background if need be: nobody goes on
+    /// with what it may or may not have replaced.
+    ///
+    /// Two writers' inserts can still land in either order: after a change of the origin prefer
     /// [`invalidate`](Self::invalidate).
     ///
     /// # Errors
-    /// Also [`CacheError::Serialization`], and those of the far tier and of telling the other instances.
+    /// Also [`CacheError::Serialization`] and [`CacheError::ValueTooLarge`], with nothing changed; and those of the far
+    /// tier and of telling the other instances.
+    ///
+    /// # Cancel safety
+    /// A dropped insert may or may not have happened; the key is then removed in the background, as after a failure.
     pub async fn insert(&self, key: &K, value: V) -> Result<(), CacheError> {
         let inner = &self.inner;
-        let fetch = self.with_query(key, |query| self.fetch(query))??;
-        let life = inner.life(key, Some(&value), None);
-        let stored = match &inner.far {
-            Some(far) => fetch.store(far, &value, life).await,
-            None => Ok(()),
-        };
-        // Also when it was not stored: it is not known that it was not.
-        let told = inner.shared.bus.publish(&Invalidation::Keys(vec![Arc::clone(&fetch.text)])).await;
-        if inner.far.is_none() {
-            self.keep_own(fetch.key, value, life);
+        let fetch = self.fetch(key)?;
+        let life = inner.guarded(|| inner.life(key, Some(&value), None))?;
+        let message = Invalidation::Keys(vec![Arc::clone(&fetch.text)]);
+        match &inner.far {
+            Some(far) => {
+                tasks::runtime(&inner.domain)?;
+                fetch.store(far, &value, life).await?;
+                inner.shared.bus.publish(&message).await
+            }
+            None => {
+                let told = inner.shared.bus.publish(&message).await;
+                self.keep_own(fetch.key, value, life);
+                told
+            }
         }
-        stored.and(told)
     }
 
     /// Removes an entry from every tier of every instance. Call it *after* the change was committed. After
@@ -208,8 +223,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     pub async fn invalidate_many(&self, keys: &[K]) -> Result<(), CacheError> {
         let near_key = |key| self.with_query(key, |query| query.to_key());
         let near_keys = keys.iter().map(near_key).collect::<Result<Vec<_>, _>>()?;
-        let texts = near_keys.iter().map(|key| self.inner.text(key.owner(), &key.key));
-        let texts = texts.collect::<Result<Vec<_>, _>>()?;
+        let text = |key: &NearKey<K>| self.inner.guarded(|| self.inner.text(key.owner(), &key.key))?;
+        let texts = near_keys.iter().map(text).collect::<Result<Vec<_>, _>>()?;
         let done = self.inner.announce_keys(texts).await;
         // After the far tier, or a reader could fetch the old far value back in between; and also when that
         // failed, so that at least this instance does not go on serving it.
@@ -301,7 +316,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
         let Some(near) = self.with_query(key, |query| self.inner.near_answer(query))? else {
             return Ok(None);
         };
-        self.inner.count_near(key, near.found.stale);
+        self.inner.count_near(key, near.found.stale)?;
         if near.due {
             self.refresh_soon(key);
         }
@@ -311,7 +326,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     /// Out of line: a hit that is not due must not pay for it.
     #[cold]
     fn refresh_soon(&self, key: &K) {
-        if let Ok(Ok(fetch)) = self.with_query(key, |query| self.fetch(query)) {
+        if let Ok(fetch) = self.fetch(key) {
             fetch.refresh_in_background();
         }
     }
@@ -319,37 +334,23 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     /// The way past the near tier.
     async fn lookup_far(&self, key: &K, how: How<K, V>) -> Result<Found<V>, CacheError> {
         let How { anew, instead } = how;
-        let fetch = Fetch { instead, anew, ..self.with_query(key, |query| self.fetch(query))?? };
-        self.fly(fetch, None).await
+        self.fly(Fetch { instead, anew, ..self.fetch(key)? }, None).await
     }
 
-    /// Takes or joins the flight of a lookup; `read` is what the far tier was already found to hold.
+    /// Answers a lookup that memory does not, and counts it; `read` is what the far tier was already found to hold.
     pub(crate) async fn fly(
         &self,
         fetch: Fetch<K, V>,
-        read: Option<Read<V>>,
+        read: Option<FarRead<V>>,
     ) -> Result<Found<V>, CacheError> {
         let inner = &self.inner;
-        if fetch.above.contains(&inner.domain, &fetch.text) {
-            return Err(LoadError::Reentrant { domain: Arc::clone(&inner.domain) }.into());
-        }
-        let anew = fetch.anew;
-        let fetch = Arc::new(fetch);
-        let course = || carry(Arc::clone(&fetch).take_off(read));
-        let now = inner.shared.clock.now();
-        let (flight, joined) = {
-            let stands = |ticket: &Ticket| !anew && inner.near.stands(ticket);
-            // Without trust its ticket says nothing, and it may itself have joined a load in the background.
-            let trusted = inner.shared.trust.near(now);
-            let join_within = inner.policy.join_within / if trusted { 1 } else { 2 };
-            let boarding = Boarding { now, join_within, stands: &stands };
-            inner.flights.board(fetch.key.clone(), fetch.ticket.clone(), &boarding, course)
-        };
-        let landing = flight.await;
-        inner.counters.took(&landing, inner.shared.clock.now().since(now));
-        inner.count(&fetch.key.key, &landing, joined);
-        fetch.ticket.meter.iter().for_each(|meter| meter.landed(&landing));
-        landing
+        let key = inner.hooks.are_set().then(|| fetch.key.key.clone());
+        let meter = fetch.ticket.meter.clone();
+        let began = inner.shared.clock.now();
+        let Answered { result, joined } = inner.look_up(fetch, read).await;
+        inner.counters.took(&result, inner.shared.clock.now().since(began));
+        meter.iter().for_each(|meter| meter.landed(&result));
+        inner.count(key.as_ref(), result, joined)
     }
 
     /// Keeps a value of a cache whose only tier is memory.
@@ -366,17 +367,15 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
         }
     }
 
-    pub(crate) fn fetch(&self, query: &NearQuery<'_, K>) -> Result<Fetch<K, V>, CacheError> {
+    /// A lookup of the running request.
+    pub(crate) fn fetch(&self, key: &K) -> Result<Fetch<K, V>, CacheError> {
         let inner = &self.inner;
-        Ok(Fetch {
-            cache: Arc::clone(inner),
-            text: inner.text(query.owner(), query.key)?,
-            key: query.to_key(),
-            ticket: inner.ticket(query),
-            above: Loading::current(),
-            instead: None,
-            anew: false,
-        })
+        let of = |query: &NearQuery<'_, K>| {
+            let (text, ticket) = (inner.text(query.owner(), query.key)?, inner.ticket(query));
+            Ok(Fetch::new(Arc::clone(inner), query.to_key(), text, ticket, LoadStack::current()))
+        };
+        // The text of a key and its tags are functions of the user's.
+        self.with_query(key, |query| inner.guarded(|| of(query))?)?
     }
 
     #[inline]
@@ -395,7 +394,7 @@ struct How<K, V> {
     /// Joins no lookup that is already under way.
     anew: bool,
     /// Loads in place of the cache's own loader.
-    instead: Option<Box<LoadFn<K, V>>>,
+    instead: Option<Arc<LoadFn<K, V>>>,
 }
 
 impl<K, V> Default for How<K, V> {

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cache_core::key::MAX_KEY_BYTES;
-use cache_core::{CacheError, CacheService, Claim, Clock, LeaseToken, Lookup, Stamp, Trust, Ttl};
+use cache_core::{CacheError, CacheService, Claim, Clock, LeaseToken, Stamp, Trust, Ttl};
 use futures_util::FutureExt;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::frame::{Frame, Stored};
 use crate::generation::{self, Chain, Generations};
+use crate::lease::{self, LeaseGuard};
 use crate::life::{Left, Life};
 use crate::stats::Counters;
+use crate::tasks::Tasks;
 use crate::wrap::Wrapping;
 
 /// A shared store, and how far it may be believed.
@@ -25,12 +27,13 @@ pub(crate) struct FarTier {
     pub(crate) generations: Arc<Generations>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) wrapping: Wrapping,
+    pub(crate) tasks: Arc<Tasks>,
 }
 
 /// The entry that is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked<'a> {
-    pub(crate) text: &'a str,
+    pub(crate) text: &'a Arc<str>,
     pub(crate) tenant: Option<&'a str>,
     /// The groups that follow from its key.
     pub(crate) chain: &'a Chain,
@@ -58,12 +61,11 @@ pub(crate) enum Held {
 }
 
 /// How an attempt to fill a key began.
-#[derive(Debug)]
 pub(crate) enum Claimed {
     /// Somebody else's value came first.
     Hit(Alive),
     /// The sole right to fill.
-    Granted(Claim),
+    Granted(LeaseGuard),
     /// Somebody else is loading.
     Busy,
 }
@@ -106,7 +108,7 @@ impl FarTier {
                 unknown.insert(asked.chain.text(at), (asked.chain, at));
             }
         }
-        let keys = asked.iter().map(|asked| asked.text).chain(unknown.keys().copied());
+        let keys = asked.iter().map(|asked| &**asked.text).chain(unknown.keys().copied());
         let mut found = self.service.get_many_bytes(&keys.collect::<Vec<_>>()).await?.into_iter();
         let entries: Vec<_> = found.by_ref().take(asked.len()).collect();
         let mut fetched = BTreeMap::new();
@@ -141,14 +143,15 @@ impl FarTier {
         // writes what this cache cannot read.
         for _ in 0..4 {
             let token = LeaseToken::random();
-            let found = match &dead {
-                None => self.service.get_or_lease(asked.text, token, lease_for).await?,
-                Some(stamp) => self.service.lease_over(asked.text, stamp, token, lease_for).await?,
+            let lease = self.arm(asked.text, token);
+            let answer = match &dead {
+                None => self.service.get_or_lease(asked.text, token, lease_for).await,
+                Some(stamp) => self.service.lease_over(asked.text, stamp, token, lease_for).await,
             };
-            let bytes = match found {
-                Lookup::Granted(claim) => return Ok(Claimed::Granted(claim)),
-                Lookup::Busy => return Ok(Claimed::Busy),
-                Lookup::Hit(bytes) => bytes,
+            let bytes = match lease.answered(answer)? {
+                lease::Asked::Granted(lease) => return Ok(Claimed::Granted(lease)),
+                lease::Asked::Busy => return Ok(Claimed::Busy),
+                lease::Asked::Hit(bytes) => bytes,
             };
             match self.examine(asked, &bytes, numbers).await? {
                 Held::Live(alive) => return Ok(Claimed::Hit(alive)),
@@ -170,10 +173,16 @@ impl FarTier {
         if text.len() > MAX_KEY_BYTES {
             text = format!("refresh:#{:032x}", xxh3_128(key.as_bytes()));
         }
-        match self.service.get_or_lease(&text, LeaseToken::random(), lease_for).await? {
-            Lookup::Granted(claim) => Ok(Some(LeaseGuard::new(&self.service, &text.into(), claim))),
-            _ => Ok(None),
+        let (text, token) = (text.into(), LeaseToken::random());
+        let lease = self.arm(&text, token);
+        match lease.answered(self.service.get_or_lease(&text, token, lease_for).await)? {
+            lease::Asked::Granted(lease) => Ok(Some(lease)),
+            lease::Asked::Busy | lease::Asked::Hit(_) => Ok(None),
         }
+    }
+
+    fn arm(&self, key: &Arc<str>, token: LeaseToken) -> LeaseGuard {
+        LeaseGuard::arm(&self.service, &self.tasks, key, token)
     }
 
     /// The entry to store under a key.
@@ -276,14 +285,14 @@ impl FarTier {
 
     /// A group's number from what was read, or a new one; remembered if nothing was invalidated meanwhile.
     async fn number(&self, chain: &Chain, at: usize, bytes: Option<Bytes>) -> Result<u64, CacheError> {
-        let (far, text) = (&*self.service, chain.text(at));
+        let text = chain.text(at);
         let read = match &bytes {
-            Some(bytes) => generation::read_and_renew(far, text, bytes, &self.clock).await?,
+            Some(bytes) => generation::read_and_renew(&*self.service, text, bytes, &self.clock).await?,
             None => None,
         };
         let number = match read {
             Some(number) => number,
-            None => generation::create(far, text, &self.clock).await?,
+            None => generation::create(&self.service, &self.tasks, text, &self.clock).await?,
         };
         chain.learn(at, number);
         Ok(number)
@@ -292,46 +301,5 @@ impl FarTier {
     /// Milliseconds since 1970 by the server's clock, so that instances agree on when an entry is dead.
     fn server_ms(&self) -> u64 {
         self.clock.unix_ms().saturating_add_signed(self.trust.server_offset_ms())
-    }
-}
-
-/// Gives a lease up when the load that holds it ends without filling, or is cancelled.
-#[derive(Debug)]
-pub(crate) struct LeaseGuard {
-    lease: Option<(Arc<dyn CacheService>, Arc<str>, Claim)>,
-}
-
-impl LeaseGuard {
-    pub(crate) fn new(service: &Arc<dyn CacheService>, key: &Arc<str>, claim: Claim) -> Self {
-        Self { lease: Some((Arc::clone(service), Arc::clone(key), claim)) }
-    }
-
-    /// The lease is used up: nothing to give up any more.
-    pub(crate) fn disarm(mut self) {
-        self.lease = None;
-    }
-
-    /// Keeps the lease for as long as it is polled. A lease that is gone is not taken again: somebody
-    /// invalidated, and the fill will be refused.
-    pub(crate) async fn keep_renewing(&self, lease_for: Duration) -> std::convert::Infallible {
-        if let Some((service, key, claim)) = &self.lease {
-            loop {
-                tokio::time::sleep(lease_for / 3).await;
-                if let Ok(false) = service.renew(key, claim, lease_for).await {
-                    break;
-                }
-            }
-        }
-        std::future::pending().await
-    }
-}
-
-impl Drop for LeaseGuard {
-    /// In the background, because `drop` cannot wait; without a runtime the lease ends by its own time.
-    fn drop(&mut self) {
-        let Some((service, key, claim)) = self.lease.take() else { return };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { service.release(&key, &claim).await });
-        }
     }
 }

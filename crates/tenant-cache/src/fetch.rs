@@ -1,4 +1,5 @@
-//! How a lookup that memory cannot answer is answered: the course of one flight.
+//! The miss path: what one single-flight load does after a near miss. Reading the far tier is done in passing; what
+//! comes after a read that does not answer is done in a task.
 //!
 //! ```text
 //! read ── fresh ───────────────────────────────────────────────► remember near ─► land
@@ -14,30 +15,35 @@
 //!   │                                    └── refused ─► land, stored nowhere
 //!   └ error or cancelled ─► give the lease up ─► the fallback, or the error
 //! ```
-//! A far tier that fails or may not be believed is left out: load, store nowhere.
+//! A far tier that fails or may not be believed is left out: load, store nowhere. A load that goes on in the background
+//! already is waited for in place of another one, if what it brings is an answer.
 
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cache_core::cache::ClaimKind;
-use cache_core::{CacheError, Claim, LoadError, Stamp, Ttl};
-use futures_util::FutureExt;
+use bytes::Bytes;
+use cache_core::{CacheError, Claim, LeaseToken, LoadError, Stamp};
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::ambient::carry;
+use crate::ambient;
 use crate::answer::{Found, Source};
-use crate::far::{Alive, Asked, Claimed, FarTier, Held, LeaseGuard, Stamps};
-use crate::flight::Landing;
+use crate::far::{Alive, Asked, Claimed, FarTier, Held, Stamps};
 use crate::generation::Chain;
 use crate::inner::Inner;
 use crate::key::{CacheKey, NearKey};
+use crate::lease::LeaseGuard;
 use crate::life::{Left, Life, Times};
-use crate::load::{LoadFn, Loading};
+use crate::load::LoadFn;
+use crate::load_stack::{Frame, LoadStack};
 use crate::loaded::{LoadRequest, Loaded, What};
 use crate::near::{Remembered, Ticket};
 use crate::policy::NegativeTier;
+use crate::single_flight::{Flight, LookupResult, Question};
 use crate::tags::Guard;
+use crate::tasks;
 
 /// The first pause between two looks at a key that another instance loads.
 const FIRST_POLL: Duration = Duration::from_millis(2);
@@ -50,15 +56,50 @@ pub(crate) struct Fetch<K, V> {
     pub(crate) key: NearKey<K>,
     pub(crate) text: Arc<str>,
     pub(crate) ticket: Ticket,
-    pub(crate) above: Loading,
+    /// The loads it was asked for by.
+    pub(crate) above: LoadStack,
     /// Loads in place of the cache's own loader.
-    pub(crate) instead: Option<Box<LoadFn<K, V>>>,
+    pub(crate) instead: Option<Arc<LoadFn<K, V>>>,
     /// Joins nothing that is already under way.
     pub(crate) anew: bool,
+    /// What can be served in place of what is being loaded.
+    pub(crate) kept: OnceLock<Stale<V>>,
+    /// The load goes on in the background when all have left.
+    pub(crate) adopted: AtomicBool,
+}
+
+impl<K: CacheKey, V> Question for Fetch<K, V> {
+    type Key = NearKey<K>;
+
+    fn key(&self) -> &NearKey<K> {
+        &self.key
+    }
+
+    fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+}
+
+/// How far a read in passing came.
+pub(crate) enum Read<V> {
+    Answered(LookupResult<V>),
+    Unanswered(Work<V>),
+}
+
+/// What is left to do after a read that does not answer.
+pub(crate) enum Work<V> {
+    /// Take the lease of a key that holds nothing, or nothing but a dead entry, and load.
+    Claim(Option<Stamp>, Vec<u64>),
+    /// Load in place of a value that is kept for failures only.
+    Replace(Stale<V>),
+    /// Load, and store nowhere.
+    Uncached,
+    /// Load into a cache whose only tier is memory.
+    Locally(Option<Stale<V>>),
 }
 
 /// What the far tier's entry means, and the numbers to stamp a load with.
-pub(crate) type Read<V> = (Sight<V>, Vec<u64>);
+pub(crate) type FarRead<V> = (Sight<V>, Vec<u64>);
 
 /// What an entry of the far tier means for a lookup.
 pub(crate) enum Sight<V> {
@@ -90,26 +131,20 @@ impl<V> Clone for Stale<V> {
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
-    /// As [`run`](Self::run), unless memory knows by now: an earlier flight may have landed after this lookup
-    /// found nothing and before it took off.
-    pub(crate) async fn take_off(self: Arc<Self>, read: Option<Read<V>>) -> Landing<V> {
+    /// Reads the far tier, unless memory knows by now: an earlier load may have landed after this lookup found nothing and
+    /// before it began. `read` is what the far tier was already found to hold.
+    pub(crate) async fn read_or_work(&self, read: Option<FarRead<V>>) -> Read<V> {
         let unknown = read.is_some() || self.anew;
-        let near = if unknown { None } else { self.cache.near_answer(&self.key.query()) };
-        match near {
-            Some(near) => Ok(near.found),
-            None => self.run(read).await,
+        if let Some(near) = (!unknown).then(|| self.cache.near_answer(&self.key.query())).flatten() {
+            return Read::Answered(Ok(near.found));
         }
-    }
-
-    /// Answers the lookup; `read` is what the far tier was already found to hold.
-    ///
-    /// What comes after a read that does not answer is boxed: it is as large as a dozen reads, and rare.
-    async fn run(self: Arc<Self>, read: Option<Read<V>>) -> Landing<V> {
-        let Some(far) = &self.cache.far else {
-            return self.run_locally().boxed().await;
-        };
+        let Some(far) = &self.cache.far else { return Read::Unanswered(Work::Locally(self.kept_near())) };
+        // Asking the far tier takes timers.
+        if let Err(error) = tasks::runtime(&self.cache.domain) {
+            return Read::Answered(Err(error.into()));
+        }
         if !far.trusted() {
-            return self.load_uncached_patiently().boxed().await;
+            return Read::Unanswered(Work::Uncached);
         }
         let (sight, numbers) = match read {
             Some(read) => read,
@@ -117,64 +152,75 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
                 Ok((held, numbers)) => (self.sight(held), numbers),
                 Err(error) => {
                     self.note_far_failure(&error);
-                    return self.load_uncached_patiently().boxed().await;
+                    return Read::Unanswered(Work::Uncached);
                 }
             },
         };
-        match sight {
-            Sight::Answer(found) => Ok(found),
-            Sight::Kept(stale) => self.replace_patiently(stale).boxed().await,
-            Sight::Dead(stamp) => self.claim_patiently(Some(stamp), numbers).boxed().await,
-            Sight::Nothing => self.claim_patiently(None, numbers).boxed().await,
+        Read::Unanswered(match sight {
+            Sight::Answer(found) => return Read::Answered(Ok(found)),
+            Sight::Kept(stale) => Work::Replace(stale),
+            Sight::Dead(stamp) => Work::Claim(Some(stamp), numbers),
+            Sight::Nothing => Work::Claim(None, numbers),
+        })
+    }
+
+    /// Does what a read left to do.
+    pub(crate) async fn work(
+        &self,
+        flight: &Flight<Self, LookupResult<V>>,
+        work: Work<V>,
+    ) -> LookupResult<V> {
+        if let Some(found) = self.cache.background.answer_of(self, flight).await {
+            return Ok(found);
+        }
+        match work {
+            Work::Claim(dead, numbers) => self.claim_and_fill(dead, numbers).await,
+            Work::Replace(stale) => self.replace(stale).await,
+            Work::Uncached => self.load_uncached(None).await,
+            Work::Locally(stale) => {
+                let loaded = self.load_and_keep(stale.as_ref().map(|stale| Arc::clone(&stale.value))).await;
+                loaded.or_else(|error| self.rescue(error, stale))
+            }
         }
     }
 
-    async fn claim_patiently(self: &Arc<Self>, dead: Option<Stamp>, numbers: Vec<u64>) -> Landing<V> {
-        let this = Arc::clone(self);
-        let work = async move { this.claim_and_fill(dead, numbers).await };
-        self.patiently(self.cache.policy.hard_timeout, work, || self.too_slow()).await
+    /// Runs a load of this key: in the scope of its entry, and as part of the loads that asked for it. It sees nothing
+    /// else of the request that happened to come first, since what it brings is for all who may read the entry.
+    pub(crate) fn as_load<F: Future>(
+        &self,
+        node: u64,
+        work: F,
+    ) -> impl Future<Output = F::Output> + use<F, K, V> {
+        let frame = Frame::new(node, &self.cache.domain, &self.text);
+        let work = ambient::in_scope(self.key.tenant.as_ref(), self.key.user.as_ref(), work);
+        self.above.with(vec![frame]).scope(work)
     }
 
-    async fn load_uncached_patiently(self: &Arc<Self>) -> Landing<V> {
-        let this = Arc::clone(self);
-        let work = async move { this.load_uncached(None).await };
-        self.patiently(self.cache.policy.hard_timeout, work, || self.too_slow()).await
+    /// The same lookup once more.
+    pub(crate) fn again(&self) -> Self {
+        let (cache, key, ticket) = (Arc::clone(&self.cache), self.key.clone(), self.ticket.clone());
+        let (text, above, instead) = (Arc::clone(&self.text), self.above.clone(), self.instead.clone());
+        Self { anew: self.anew, instead, ..Self::new(cache, key, text, ticket, above) }
     }
 
-    /// Does `work`, or joins the same work that goes on in the background; after `limit` it goes on there, and
-    /// the lookup ends with what `instead` says.
-    pub(crate) async fn patiently(
-        self: &Arc<Self>,
-        limit: Option<Duration>,
-        work: impl Future<Output = Landing<V>> + Send + 'static,
-        instead: impl FnOnce() -> Landing<V>,
-    ) -> Landing<V> {
-        let background = &self.cache.background;
-        let running = if self.anew { None } else { background.find(self) };
-        let Some(limit) = limit else {
-            return match running {
-                Some(flight) => flight.await,
-                None => work.await,
-            };
-        };
-        let (joined, began) = (running.is_some(), self.cache.shared.clock.coarse());
-        // It may go on outside of this request, and still works for it.
-        let flight = running.unwrap_or_else(|| carry(work).boxed().shared());
-        match tokio::time::timeout(limit, flight.clone()).await {
-            Ok(landing) => landing,
-            Err(_) if joined || background.adopt(self, flight.clone(), began) => instead(),
-            // Too much goes on in the background already.
-            Err(_) => flight.await,
-        }
+    pub(crate) fn new(
+        cache: Arc<Inner<K, V>>,
+        key: NearKey<K>,
+        text: Arc<str>,
+        ticket: Ticket,
+        above: LoadStack,
+    ) -> Self {
+        let (kept, adopted) = (OnceLock::new(), AtomicBool::new(false));
+        Self { cache, key, text, ticket, above, instead: None, anew: false, kept, adopted }
     }
 
-    fn too_slow(&self) -> Landing<V> {
+    pub(crate) fn too_slow(&self) -> LookupResult<V> {
         let after = self.cache.policy.hard_timeout.unwrap_or_default();
         Err(LoadError::TimedOut { domain: Arc::clone(&self.cache.domain), after }.into())
     }
 
     /// Takes the lease of a key that holds nothing (or nothing but `dead`), loads and stores.
-    async fn claim_and_fill(&self, mut dead: Option<Stamp>, mut numbers: Vec<u64>) -> Landing<V> {
+    async fn claim_and_fill(&self, mut dead: Option<Stamp>, mut numbers: Vec<u64>) -> LookupResult<V> {
         let Some(far) = &self.cache.far else { return self.load_uncached(None).await };
         let lease_for = self.cache.policy.lease_for;
         let mut polls = Polls::until(self.cache.policy.lease_wait);
@@ -187,9 +233,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
                 }
             };
             match claimed {
-                Claimed::Granted(claim) => {
-                    let lease = LeaseGuard::new(&far.service, &self.text, claim.clone());
-                    let loaded = self.load_and_fill(far, Hold { claim, lease }, numbers, None).await;
+                Claimed::Granted(lease) => {
+                    let loaded = self.load_and_fill(far, Hold::Lease(lease), numbers, None).await;
                     return loaded.or_else(|error| self.rescue(error, None));
                 }
                 Claimed::Hit(alive) => match self.sight(Held::Live(alive)) {
@@ -251,7 +296,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         let guard = self.guard_tags(far).await;
         let loaded = tokio::select! {
             loaded = self.load(stale.clone()) => loaded?,
-            never = hold.lease.keep_renewing(self.cache.policy.lease_for) => match never {},
+            never = hold.keep_renewing(self.cache.policy.lease_for) => match never {},
         };
         let (value, life) = self.judge(&loaded, stale);
         let found = Found { value, source: Source::Origin, stale: false };
@@ -260,13 +305,17 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
             return Ok(found);
         };
         let near_only = found.value.is_none() && self.cache.policy.negative_tier == NegativeTier::Near;
-        if near_only || life.is_zero() {
-            self.remember(found.value.as_ref(), life.into(), &tags.chain);
-            return Ok(found);
-        }
         let stamps = Stamps { numbers, tags: tags.stamped };
-        match self.fill(far, &hold.claim, found.value.as_deref(), stamps, life).await {
+        let stored = match near_only || life.is_zero() {
+            false => self.fill(far, hold.claim(), found.value.as_deref(), stamps, life).await,
+            // Nothing in place of what the claim saw: an older value that a refresh began with must not outlive it.
+            true => far.fill(&self.text, hold.claim(), Bytes::new(), Life::ZERO).await,
+        };
+        match stored {
             Ok(true) => {
+                if life.is_zero() {
+                    hold.replaced(|| self.cache.near.remove(&self.key.query()));
+                }
                 hold.filled();
                 self.remember(found.value.as_ref(), life.into(), &tags.chain);
             }
@@ -294,34 +343,39 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         far.fill(&self.text, claim, far.frame(self.asked(), payload, stamps, life)?, life).await
     }
 
-    /// Stores a value over whatever the far tier holds.
+    /// Stores a value over whatever the far tier holds, unless it is invalidated meanwhile. When that fails, or is
+    /// dropped, the key is removed.
     pub(crate) async fn store(&self, far: &FarTier, value: &V, life: Life) -> Result<(), CacheError> {
-        let payload = self.cache.codec.encode(value)?;
-        let (_, numbers) = far.read(self.asked()).await?;
-        let frame = far.frame(self.asked(), Some(payload), Stamps { numbers, tags: Vec::new() }, life)?;
-        far.service.set_bytes(&self.text, frame, Ttl::For(life.whole())).await
-    }
-
-    /// A cache whose only tier is memory.
-    async fn run_locally(self: &Arc<Self>) -> Landing<V> {
-        let policy = &self.cache.policy;
-        let this = Arc::clone(self);
-        match self.kept_near() {
-            None => {
-                let work = async move { this.load_locally(None).await };
-                self.patiently(policy.hard_timeout, work, || self.too_slow()).await
+        let cache = &self.cache;
+        let payload = cache.guarded(|| cache.codec.encode(value))??;
+        far.wrapping.check_size(payload.len())?;
+        let removal = RemoveOnDrop { cache: Some(Arc::clone(cache)), text: Arc::clone(&self.text) };
+        match self.store_fenced(far, payload, life).await {
+            Ok(stored) => {
+                removal.disarm();
+                if !stored {
+                    // Something came between, and is newer.
+                    cache.counters.refused_fills.one();
+                }
+                Ok(())
             }
-            Some(stale) => {
-                let kept = stale.clone();
-                let work = async move { this.load_locally(Some(stale)).await };
-                self.patiently(policy.stale_patience(), work, || Ok(self.hold_over(kept))).await
+            Err(error) => {
+                let removed = cache.announce_keys(vec![Arc::clone(&self.text)]).await;
+                removal.disarm();
+                if let Err(error) = removed {
+                    tracing::debug!(domain = &*cache.domain, %error, "a failed insert was not removed yet");
+                }
+                Err(error)
             }
         }
     }
 
-    async fn load_locally(&self, stale: Option<Stale<V>>) -> Landing<V> {
-        let loaded = self.load_and_keep(stale.as_ref().map(|stale| Arc::clone(&stale.value))).await;
-        loaded.or_else(|error| self.rescue(error, stale))
+    async fn store_fenced(&self, far: &FarTier, payload: Bytes, life: Life) -> Result<bool, CacheError> {
+        let numbers = far.numbers(&self.ticket.chain).await?;
+        let frame = far.frame(self.asked(), Some(payload), Stamps { numbers, tags: Vec::new() }, life)?;
+        let lease_for = self.cache.policy.lease_for;
+        let claim = far.service.take_lease(&self.text, LeaseToken::random(), lease_for).await?;
+        far.fill(&self.text, &claim, frame, life).await
     }
 
     /// Loads, and stores in memory only.
@@ -339,7 +393,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
     }
 
     /// Loads without storing: still one flight per key and process.
-    pub(crate) async fn load_uncached(&self, stale: Option<Stale<V>>) -> Landing<V> {
+    pub(crate) async fn load_uncached(&self, stale: Option<Stale<V>>) -> LookupResult<V> {
         self.cache.counters.uncached_loads.one();
         let known = stale.as_ref().map(|stale| Arc::clone(&stale.value));
         match self.load(known.clone()).await {
@@ -355,8 +409,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         cache.counters.loads.one();
         let span = tracing::debug_span!("cache_load", domain = &*cache.domain);
         let request = LoadRequest { key: self.key.key.clone(), stale };
-        let load = cache.loader.run(self.instead.as_deref(), request, &self.text, self.above.clone());
-        let loaded = load.instrument(span).await;
+        let load = cache.loader.run(self.instead.as_deref(), request);
+        let loaded = LoadStack::current().end(load.instrument(span).await);
         if loaded.is_err() {
             cache.counters.load_failures.one();
         }
@@ -375,7 +429,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
     }
 
     /// What a lookup gets whose load failed: the stale value, the fallback's, or the error.
-    pub(crate) fn rescue(&self, error: LoadError, stale: Option<Stale<V>>) -> Landing<V> {
+    pub(crate) fn rescue(&self, error: LoadError, stale: Option<Stale<V>>) -> LookupResult<V> {
         if let Some(stale) = stale {
             tracing::warn!(domain = &*self.cache.domain, %error, "a load failed; a stale value is served");
             return Ok(self.hold_over(stale));
@@ -438,24 +492,67 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
     }
 }
 
-/// The right to store a loaded value, and the lease that keeps others from loading it too. They differ when a
-/// value that stands is refreshed.
-pub(crate) struct Hold {
-    pub(crate) claim: Claim,
-    pub(crate) lease: LeaseGuard,
+/// The right to store a loaded value.
+pub(crate) enum Hold {
+    /// By the lease in the entry's own place.
+    Lease(LeaseGuard),
+    /// In place of a value that stands; the lease beside it keeps others from loading it in the background, too.
+    Replacing(Claim, Option<LeaseGuard>),
 }
 
 impl Hold {
+    fn claim(&self) -> &Claim {
+        match self {
+            Self::Lease(lease) => lease.claim(),
+            Self::Replacing(claim, _) => claim,
+        }
+    }
+
+    /// Keeps the lease for as long as this is polled.
+    async fn keep_renewing(&self, lease_for: Duration) -> Infallible {
+        match self {
+            Self::Lease(lease) | Self::Replacing(_, Some(lease)) => lease.keep_renewing(lease_for).await,
+            Self::Replacing(_, None) => std::future::pending().await,
+        }
+    }
+
+    fn replaced(&self, then: impl FnOnce()) {
+        if let Self::Replacing(..) = self {
+            then();
+        }
+    }
+
     /// A lease in the entry's own place ended with the fill.
     fn filled(self) {
-        if is_lease(&self.claim) {
-            self.lease.disarm();
+        if let Self::Lease(lease) = self {
+            lease.disarm();
         }
     }
 }
 
-pub(crate) fn is_lease(claim: &Claim) -> bool {
-    matches!(claim.kind(), ClaimKind::Lease(_))
+/// Removes a key in the background when an insert is dropped half-way.
+struct RemoveOnDrop<K: CacheKey, V: Send + Sync + 'static> {
+    cache: Option<Arc<Inner<K, V>>>,
+    text: Arc<str>,
+}
+
+impl<K: CacheKey, V: Send + Sync + 'static> RemoveOnDrop<K, V> {
+    fn disarm(mut self) {
+        self.cache = None;
+    }
+}
+
+impl<K: CacheKey, V: Send + Sync + 'static> Drop for RemoveOnDrop<K, V> {
+    fn drop(&mut self) {
+        let Some(cache) = self.cache.take() else { return };
+        let text = Arc::clone(&self.text);
+        let tasks = Arc::clone(&cache.shared.tasks);
+        tasks.settle(async move {
+            if let Err(error) = cache.announce_keys(vec![text]).await {
+                tracing::debug!(domain = &*cache.domain, %error, "an insert that was dropped was not removed yet");
+            }
+        });
+    }
 }
 
 /// Pauses that grow with what was waited already, with jitter, until a deadline: who waits for another instance's load

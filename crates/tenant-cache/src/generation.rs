@@ -15,9 +15,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cache_core::key::{Owner, push_segment};
-use cache_core::{CacheError, CacheService, Claim, Clock, LeaseToken, Lookup, Stamp, Ttl};
+use cache_core::{CacheError, CacheService, Claim, Clock, LeaseToken, Stamp, Ttl};
 
+use crate::lease::{Asked, LeaseGuard};
 use crate::sync::{AtomicU64, Mutex};
+use crate::tasks::Tasks;
 
 /// How long a number is kept after its last renewal: twice the longest life of an entry at least.
 pub(crate) const GENERATION_TTL: Duration = Duration::from_secs(60 * 24 * 60 * 60);
@@ -263,32 +265,42 @@ pub(crate) fn tenant_of(owner: &Owner) -> Option<&str> {
 ///
 /// # Errors
 /// Those of the far tier; [`CacheError::Timeout`] when somebody else begins to write it and never ends.
-pub(crate) async fn create(far: &dyn CacheService, text: &str, clock: &Clock) -> Result<u64, CacheError> {
-    let created = tokio::time::timeout(CREATE_WITHIN, try_create(far, text, clock)).await;
+pub(crate) async fn create(
+    far: &Arc<dyn CacheService>,
+    tasks: &Arc<Tasks>,
+    text: &str,
+    clock: &Clock,
+) -> Result<u64, CacheError> {
+    let created = tokio::time::timeout(CREATE_WITHIN, try_create(far, tasks, text, clock)).await;
     created.unwrap_or(Err(CacheError::Timeout { operation: "making a generation", after: CREATE_WITHIN }))
 }
 
-async fn try_create(far: &dyn CacheService, text: &str, clock: &Clock) -> Result<u64, CacheError> {
+async fn try_create(
+    far: &Arc<dyn CacheService>,
+    tasks: &Arc<Tasks>,
+    text: &str,
+    clock: &Clock,
+) -> Result<u64, CacheError> {
+    let key = Arc::from(text);
     loop {
-        match far.get_or_lease(text, LeaseToken::random(), CREATE_LEASE).await? {
-            Lookup::Hit(bytes) => match read(&bytes) {
+        let token = LeaseToken::random();
+        // Others need not wait for the lease to end by itself, however this ends.
+        let lease = LeaseGuard::arm(far, tasks, &key, token);
+        match lease.answered(far.get_or_lease(text, token, CREATE_LEASE).await)? {
+            Asked::Hit(bytes) => match read(&bytes) {
                 Some(stored) => return Ok(stored.number),
                 // Not ours: written over, like any entry that is none.
                 None => far.invalidate(text).await?,
             },
-            Lookup::Granted(claim) => {
-                let number = rand::random();
-                match far.fill(text, &claim, write(number, clock), Ttl::For(GENERATION_TTL)).await {
-                    Ok(true) => return Ok(number),
-                    Ok(false) => {}
-                    Err(error) => {
-                        // Others need not wait for the lease to end by itself.
-                        let _ = far.release(text, &claim).await;
-                        return Err(error);
-                    }
+            Asked::Granted(lease) => {
+                let (number, claim) = (rand::random(), Claim::lease(token));
+                let filled = far.fill(text, &claim, write(number, clock), Ttl::For(GENERATION_TTL)).await?;
+                lease.disarm();
+                if filled {
+                    return Ok(number);
                 }
             }
-            Lookup::Busy => tokio::time::sleep(Duration::from_millis(2)).await,
+            Asked::Busy => tokio::time::sleep(Duration::from_millis(2)).await,
         }
     }
 }

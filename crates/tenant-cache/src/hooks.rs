@@ -18,6 +18,10 @@ impl<K> Default for Hooks<K> {
 }
 
 impl<K> Hooks<K> {
+    pub(crate) fn are_set(&self) -> bool {
+        self.on_hit.is_some() || self.on_miss.is_some()
+    }
+
     #[inline]
     pub(crate) fn hit(&self, key: &K, source: Source) {
         if let Some(hook) = &self.on_hit {

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cache_core::key::{KeyParts, Owner, validate};
-use cache_core::{CacheError, Codec, Invalidation, TenantId};
+use cache_core::{CacheError, Codec, Invalidation, LoadError, TenantId};
 use quick_cache::sync::Cache;
 
 use crate::answer::{Found, MAX_TAGS, Source};
 use crate::background::Background;
 use crate::changes::Listeners;
 use crate::far::FarTier;
-use crate::flight::{Flights, Landing};
+use crate::fetch::Fetch;
 use crate::generation::{Generation, MAX_ENTRY_TTL, generation_key, tenant_of};
 use crate::hooks::Hooks;
 use crate::key::{CacheKey, NearQuery};
@@ -22,6 +22,7 @@ use crate::load::Loader;
 use crate::near::{Hit, NearTier, Ticket};
 use crate::policy::Policy;
 use crate::registry::Shared;
+use crate::single_flight::{LookupResult, SingleFlight};
 use crate::stats::{Counters, Stats};
 
 /// The tags of a key.
@@ -34,7 +35,7 @@ pub(crate) struct Inner<K, V> {
     pub(crate) domain: Arc<str>,
     pub(crate) policy: Policy,
     pub(crate) near: NearTier<K, V>,
-    pub(crate) flights: Arc<Flights<K, V>>,
+    pub(crate) flights: Arc<SingleFlight<Fetch<K, V>, LookupResult<V>>>,
     /// The groups of the tenants that ask most; the same ones that `shared` has.
     pub(crate) tenants: Cache<TenantId, Arc<Generation>>,
     pub(crate) background: Background<K, V>,
@@ -164,42 +165,59 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         self.shared.renumber(&text, &Invalidation::Domain { tenant, domain: Arc::clone(&self.domain) }).await
     }
 
-    /// Counts a lookup that memory answered.
+    /// Calls a function that the user gave; its panic is an error of the cache's.
     #[inline]
-    pub(crate) fn count_near(&self, key: &K, stale: bool) {
+    pub(crate) fn guarded<R>(&self, call: impl FnOnce() -> R) -> Result<R, CacheError> {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).map_err(|_| self.panicked())
+    }
+
+    #[cold]
+    pub(crate) fn panicked(&self) -> CacheError {
+        LoadError::Panicked { domain: Arc::clone(&self.domain) }.into()
+    }
+
+    /// Counts a lookup that memory answered.
+    ///
+    /// # Errors
+    /// [`LoadError::Panicked`], of the user's hook.
+    #[inline]
+    pub(crate) fn count_near(&self, key: &K, stale: bool) -> Result<(), CacheError> {
         self.counters.near_hits.one();
         if stale {
             self.counters.stale_served.one();
         }
-        self.hooks.hit(key, Source::Near);
+        if self.hooks.on_hit.is_some() { self.guarded(|| self.hooks.hit(key, Source::Near)) } else { Ok(()) }
     }
 
-    /// Counts a lookup that went past memory.
-    pub(crate) fn count(&self, key: &K, landing: &Landing<V>, joined: bool) {
+    /// Counts a lookup that went past memory; `key` is for the hooks. The answer, unless a hook panics.
+    pub(crate) fn count(&self, key: Option<&K>, landing: LookupResult<V>, joined: bool) -> LookupResult<V> {
         if joined {
             self.counters.coalesced.one();
         }
-        let hit = match landing {
-            Ok(Found { source: source @ Source::Near, .. }) => {
+        let hit = match &landing {
+            Ok(Found { source: Source::Near, .. }) => {
                 self.counters.near_hits.one();
-                Some(*source)
+                Some(Source::Near)
             }
-            Ok(Found { source: source @ Source::Far, .. }) => {
+            Ok(Found { source: Source::Far, .. }) => {
                 self.counters.far_hits.one();
-                Some(*source)
+                Some(Source::Far)
             }
-            _ => None,
-        };
-        match hit {
-            Some(source) => self.hooks.hit(key, source),
-            None => {
+            _ => {
                 self.counters.misses.one();
-                self.hooks.miss(key);
+                None
             }
-        }
+        };
         if landing.as_ref().is_ok_and(|found| found.stale) {
             self.counters.stale_served.one();
         }
+        if let Some(key) = key.filter(|_| self.hooks.are_set()) {
+            self.guarded(|| match hit {
+                Some(source) => self.hooks.hit(key, source),
+                None => self.hooks.miss(key),
+            })?;
+        }
+        landing
     }
 }
 

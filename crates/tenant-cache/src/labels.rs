@@ -8,7 +8,7 @@ use metrics::{Counter, counter};
 use parking_lot::Mutex;
 
 use crate::answer::{Found, Source};
-use crate::flight::Landing;
+use crate::single_flight::LookupResult;
 
 /// Lookups past the near tier after which a tenant counts as busy.
 const BUSY: u64 = 100;
@@ -113,7 +113,7 @@ impl Meter {
         self.near_hits.increment(1);
     }
 
-    pub(crate) fn landed<V>(&self, landing: &Landing<V>) {
+    pub(crate) fn landed<V>(&self, landing: &LookupResult<V>) {
         match landing {
             Ok(Found { source: Source::Near, .. }) => self.near_hits.increment(1),
             Ok(Found { source: Source::Far, .. }) => self.far_hits.increment(1),

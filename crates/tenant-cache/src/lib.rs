@@ -15,8 +15,8 @@
 //! | one value, computed once per life | [`memo()`], [`Memo`] |
 //! | what a cache has done | [`Stats`] |
 //!
-//! Inside, in the order in which a lookup meets them: `near` (memory, tickets) → `flight` (one load for all) →
-//! `fetch` (the course of a miss) → `far` (leases) with `frame` and `wrap` (what is stored) and `generation` (groups) →
+//! Inside, in the order in which a lookup meets them: `near` (memory, tickets) → `lookup` (who waits for whom, and how
+//! long) with `single_flight` (one load for all) and `load_stack` (no circles) → `fetch` (the miss path) → `far` (leases) with `frame` and `wrap` (what is stored) and `generation` (groups) →
 //! `load` (the loader); `coherence` is what messages of other instances do here, `pending` what is repeated.
 
 pub mod ambient;
@@ -30,7 +30,6 @@ mod changes;
 mod coherence;
 mod far;
 mod fetch;
-mod flight;
 mod frame;
 mod generation;
 mod hooks;
@@ -39,20 +38,26 @@ mod inner;
 mod interleavings;
 mod key;
 mod labels;
+mod lease;
 mod life;
 mod load;
+mod load_stack;
 mod loaded;
 mod local_bus;
+mod lookup;
 pub mod memo;
 mod near;
 mod pending;
 mod policy;
 mod refresh;
 mod registry;
+mod shared_load;
+mod single_flight;
 mod stats;
 mod store;
 mod sync;
 mod tags;
+mod tasks;
 mod wrap;
 
 pub use ambient::RequestScope;

@@ -23,6 +23,9 @@ pub(crate) struct Life {
 }
 
 impl Life {
+    /// None: nothing is kept.
+    pub(crate) const ZERO: Self = Self { fresh: Duration::ZERO, grace: Duration::ZERO };
+
     pub(crate) fn new(fresh: Duration, grace: Duration) -> Self {
         let fresh = fresh.min(MAX_ENTRY_TTL);
         Self { fresh, grace: grace.min(MAX_ENTRY_TTL - fresh) }

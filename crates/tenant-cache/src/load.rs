@@ -1,4 +1,4 @@
-//! Running a loader: retry, then time-out; a panic is an error; a loader that asks for its own key is told so.
+//! Running a loader: retry, then time-out; a panic is an error.
 //! What is done about a load that failed for good (a stale value, then the fallback) is the course of the
 //! lookup's to say: see `fetch`.
 
@@ -11,7 +11,6 @@ use cache_core::LoadError;
 use cache_core::error::SharedSource;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::task_local;
 
 use crate::bulk::BulkFn;
 use crate::loaded::{LoadRequest, Loaded, What};
@@ -62,7 +61,7 @@ pub(crate) type LoadFn<K, V> =
     dyn Fn(LoadRequest<K, V>) -> BoxFuture<'static, Result<Loaded<Arc<V>>, SharedSource>> + Send + Sync;
 
 /// A loader of any type as one of [`LoadFn`].
-pub(crate) fn load_fn<K, V, F, Fut, L, E>(load: F) -> Box<LoadFn<K, V>>
+pub(crate) fn load_fn<K, V, F, Fut, L, E>(load: F) -> Arc<LoadFn<K, V>>
 where
     F: Fn(LoadRequest<K, V>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<L, E>> + Send + 'static,
@@ -70,7 +69,7 @@ where
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
     V: 'static,
 {
-    Box::new(move |request| {
+    Arc::new(move |request| {
         let loaded = load(request);
         async move {
             let loaded = loaded.await.map_err(|error| SharedSource::from(error.into()))?;
@@ -86,7 +85,7 @@ pub(crate) type FallbackFn<K, V> = dyn Fn(&K, &LoadError) -> Option<V> + Send + 
 /// The loader of a cache.
 pub(crate) struct Loader<K, V> {
     pub(crate) domain: Arc<str>,
-    pub(crate) load: Box<LoadFn<K, V>>,
+    pub(crate) load: Arc<LoadFn<K, V>>,
     pub(crate) bulk: Option<Arc<BulkFn<K, V>>>,
     pub(crate) fallback: Option<Box<FallbackFn<K, V>>>,
     pub(crate) resilience: Resilience,
@@ -104,14 +103,11 @@ impl<K, V> std::fmt::Debug for Loader<K, V> {
 }
 
 impl<K: Clone, V> Loader<K, V> {
-    /// Loads one key, with the cache's own loader or with `instead`. `text` names it for the detection of a
-    /// loader that calls itself.
+    /// Loads one key, with the cache's own loader or with `instead`.
     pub(crate) async fn run(
         &self,
         instead: Option<&LoadFn<K, V>>,
         request: LoadRequest<K, V>,
-        text: &Arc<str>,
-        above: Loading,
     ) -> Result<Loaded<Arc<V>>, LoadError> {
         let load = instead.unwrap_or(&*self.load);
         let tries = || self.attempt(load, request.clone());
@@ -121,8 +117,7 @@ impl<K: Clone, V> Loader<K, V> {
                 Some(retry) => tries.retry(backoff(retry)).when(worth_retrying).await,
             }
         };
-        let here = above.with_all(&self.domain, [Arc::clone(text)]);
-        here.scope(self.within(self.resilience.timeout, tried)).await
+        self.within(self.resilience.timeout, tried).await
     }
 
     /// What the fallback says in place of a load that failed.
@@ -178,49 +173,4 @@ fn backoff(retry: Retry) -> ExponentialBuilder {
 /// A panic is a bug and a re-entrant load a mistake: neither gets better by trying again.
 fn worth_retrying(error: &LoadError) -> bool {
     matches!(error, LoadError::Failed { .. } | LoadError::TimedOut { .. })
-}
-
-task_local! {
-    static LOADING: Loading;
-}
-
-/// The loads that the running task is part of, innermost first.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Loading(Option<Arc<Frame>>);
-
-#[derive(Debug)]
-struct Frame {
-    domain: Arc<str>,
-    text: Arc<str>,
-    above: Loading,
-}
-
-impl Loading {
-    /// Those of the running task.
-    pub(crate) fn current() -> Self {
-        LOADING.try_with(Self::clone).unwrap_or_default()
-    }
-
-    /// These, and loads of further keys of one domain.
-    pub(crate) fn with_all(self, domain: &Arc<str>, texts: impl IntoIterator<Item = Arc<str>>) -> Self {
-        let within = |above, text| Self(Some(Arc::new(Frame { domain: Arc::clone(domain), text, above })));
-        texts.into_iter().fold(self, within)
-    }
-
-    /// Runs a future as part of these loads.
-    pub(crate) fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
-        LOADING.scope(self, work)
-    }
-
-    /// Whether waiting for this key would be waiting for oneself.
-    pub(crate) fn contains(&self, domain: &str, text: &str) -> bool {
-        let mut next = &self.0;
-        while let Some(frame) = next {
-            if &*frame.domain == domain && &*frame.text == text {
-                return true;
-            }
-            next = &frame.above.0;
-        }
-        false
-    }
 }

@@ -1,21 +1,24 @@
 //! One value, in memory, computed once per life.
 
 use std::fmt;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cache_core::error::SharedSource;
 use cache_core::{Clock, LoadError, Tick};
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared, WeakShared};
+use futures_util::future::BoxFuture;
 
 use crate::ambient;
-use crate::load::Loading;
+use crate::load_stack::{Cycle, Frame, LoadStack};
+use crate::shared_load::{SharedLoad, Waiter};
 use crate::sync::Mutex;
+use crate::tasks::Tasks;
 
 type Outcome<V> = Result<Arc<V>, LoadError>;
-type Computation<V> = Shared<BoxFuture<'static, Outcome<V>>>;
+
+/// How often a computation may lapse, because its runtime ended, before a caller gives up.
+const MAX_LAPSES: usize = 3;
 
 /// A value that is computed when it is asked for and kept for `ttl` from then: a table of rates, a set of public keys.
 ///
@@ -28,6 +31,7 @@ struct Inner<V> {
     ttl: Duration,
     clock: Clock,
     compute: Box<dyn Fn() -> BoxFuture<'static, Result<V, SharedSource>> + Send + Sync>,
+    tasks: Tasks,
     state: Mutex<State<V>>,
 }
 
@@ -35,8 +39,8 @@ struct Inner<V> {
 struct State<V> {
     epoch: u64,
     kept: Option<(Arc<V>, Tick)>,
-    /// Weak, so that nobody but its callers keeps a computation going.
-    running: Option<WeakShared<BoxFuture<'static, Outcome<V>>>>,
+    /// It ends with the last of those who wait for it.
+    running: Option<Arc<SharedLoad<Outcome<V>>>>,
 }
 
 /// Remembers what `compute` makes for `ttl`. `name` stands in errors.
@@ -75,36 +79,44 @@ impl<V: Send + Sync + 'static> Memo<V> {
             async move { computed.await.map_err(|error| SharedSource::from(error.into())) }.boxed()
         });
         let state = Mutex::new(State { epoch: 0, kept: None, running: None });
-        Self(Arc::new(Inner { name: name.into(), ttl, clock, compute, state }))
+        let tasks = Tasks::default();
+        Self(Arc::new(Inner { name: name.into(), ttl, clock, compute, tasks, state }))
     }
 
-    /// The value: the one that is kept, or a new one. Who asks while it is computed waits for the same computation.
-    ///
-    /// The computation must not ask its own memo: it would wait for itself.
+    /// The value: the one that is kept, or a new one. Who asks while it is computed waits for the same computation, which
+    /// runs in a task of its own.
     ///
     /// # Errors
-    /// [`LoadError::Failed`] and [`LoadError::Panicked`], for all who waited; they are not kept, the next call
-    /// computes anew.
+    /// [`LoadError::Failed`] and [`LoadError::Panicked`], for all who waited; they are not kept, the next call computes
+    /// again. [`LoadError::Reentrant`] when the computation asks for its own result; [`LoadError::NoRuntime`] when there
+    /// is something to compute and no Tokio runtime to do it in.
     ///
     /// # Cancel safety
-    /// Safe. A computation belongs to all who wait for it, and is dropped when the last of them leaves.
+    /// Safe. A computation belongs to all who wait for it, and is cancelled when the last of them leaves.
     pub async fn get(&self) -> Result<Arc<V>, LoadError> {
-        let computation = {
-            let mut state = self.0.state.lock();
-            match &state.kept {
-                Some((value, until)) if self.0.clock.coarse() < *until => return Ok(Arc::clone(value)),
-                _ => {}
-            }
-            match state.running.as_ref().and_then(WeakShared::upgrade) {
-                Some(running) => running,
-                None => {
-                    let begun = self.begin(state.epoch);
-                    state.running = begun.downgrade();
-                    begun
+        for _ in 0..MAX_LAPSES {
+            let waiter = {
+                let mut state = self.0.state.lock();
+                match &state.kept {
+                    Some((value, until)) if self.0.clock.coarse() < *until => return Ok(Arc::clone(value)),
+                    _ => {}
                 }
+                match state.running.as_ref().and_then(Waiter::join) {
+                    Some(running) => running,
+                    None => {
+                        let begun = self.begin(state.epoch)?;
+                        state.running = Some(Arc::clone(begun.load()));
+                        begun
+                    }
+                }
+            };
+            let reentrant = |Cycle| LoadError::Reentrant { domain: Arc::clone(&self.0.name) };
+            let _waiting = LoadStack::current().wait_for(|| waiter.load().node()).map_err(reentrant)?;
+            if let Some(outcome) = waiter.load().outcome().await {
+                return outcome;
             }
-        };
-        computation.await
+        }
+        Err(LoadError::ShutDown { domain: Arc::clone(&self.0.name) })
     }
 
     /// Forgets the value; what is being computed now is neither kept nor given to anybody who asks from now on.
@@ -119,21 +131,23 @@ impl<V: Send + Sync + 'static> Memo<V> {
         drop(gone);
     }
 
-    fn begin(&self, epoch: u64) -> Computation<V> {
-        let inner = Arc::clone(&self.0);
+    fn begin(&self, epoch: u64) -> Result<Waiter<Outcome<V>>, LoadError> {
+        let (waiter, landing) = Waiter::first();
+        let frame = Frame::new(waiter.load().node(), &self.0.name, &Arc::from(""));
+        let (computing, ending) = (Arc::clone(&self.0), Arc::clone(&self.0));
         let computed = async move {
-            // The call itself may panic, too.
-            let work = async { (inner.compute)().await };
-            let outcome = match AssertUnwindSafe(work).catch_unwind().await {
-                Ok(Ok(value)) => Ok(Arc::new(value)),
-                Ok(Err(source)) => Err(LoadError::Failed { domain: Arc::clone(&inner.name), source }),
-                Err(_) => Err(LoadError::Panicked { domain: Arc::clone(&inner.name) }),
-            };
-            inner.end(epoch, &outcome);
-            outcome
+            let failed = |source| LoadError::Failed { domain: Arc::clone(&computing.name), source };
+            let computed = (computing.compute)().await;
+            LoadStack::current().end(computed.map(Arc::new).map_err(failed))
         };
-        // Not those of whoever happens to poll.
-        Loading::current().scope(ambient::outside(computed)).boxed().shared()
+        // Not as part of the request of whoever happens to ask.
+        let work = LoadStack::current().with(vec![frame]).scope(ambient::outside(computed));
+        let land = move |outcome: Outcome<V>| {
+            ending.end(epoch, &outcome);
+            landing.land(outcome);
+        };
+        waiter.load().runs_in(self.0.tasks.load(&self.0.name, work, land)?);
+        Ok(waiter)
     }
 }
 

@@ -168,6 +168,11 @@ impl Policy {
         self.stale_while_revalidate.max(self.stale_if_error)
     }
 
+    /// Whether lookups end at some time whatever their loads do.
+    pub(crate) fn limits_lookups(&self) -> bool {
+        self.hard_timeout.is_some() || self.soft_timeout.is_some()
+    }
+
     /// How long a lookup waits for a load while it has a stale value to give.
     pub(crate) fn stale_patience(&self) -> Option<Duration> {
         self.soft_timeout.or(self.hard_timeout)

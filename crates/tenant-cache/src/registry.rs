@@ -19,6 +19,7 @@ use crate::local_bus::Alone;
 use crate::pending::{self, Pending};
 use crate::policy::Policy;
 use crate::stats::Stats;
+use crate::tasks::Tasks;
 
 /// Makes the caches of a process and keeps them coherent with those of the others.
 ///
@@ -38,6 +39,7 @@ pub(crate) struct Shared {
     pub(crate) generations: Arc<Generations>,
     pub(crate) pending: Pending,
     pub(crate) labels: Arc<Labels>,
+    pub(crate) tasks: Arc<Tasks>,
     domains: Arc<Domains>,
     defaults: Policy,
     _subscription: Subscription,
@@ -153,6 +155,17 @@ impl Caches {
     #[must_use]
     pub fn key_text(owner: Owner, domain: &str, key: &str) -> String {
         cache_core::key::KeyParts { owner, domain: domain.into(), key: key.into() }.to_text()
+    }
+
+    /// Ends all loads, so that they give up their leases and nobody in the fleet waits for them, and waits until that is
+    /// done, for no longer than `limit`; `false` when that did not suffice. For the end of the process, once nobody asks
+    /// any more: what a tier holds is still found afterwards, but nothing is loaded
+    /// ([`LoadError::ShutDown`](cache_core::LoadError::ShutDown)).
+    ///
+    /// # Cancel safety
+    /// Loads are ended at the first poll; a future that is dropped later only stops waiting.
+    pub async fn shut_down(&self, limit: std::time::Duration) -> bool {
+        self.shared.tasks.shut_down(limit).await
     }
 
     /// The bus these caches listen to.
@@ -305,6 +318,7 @@ impl CachesBuilder {
             generations,
             pending,
             labels: Arc::new(Labels::new(labels)),
+            tasks: Arc::default(),
             domains,
             defaults,
             _subscription: subscription,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use metrics::{counter, histogram};
 
 use crate::answer::{Found, Source};
-use crate::flight::Landing;
+use crate::single_flight::LookupResult;
 
 /// What a cache has done since it was made, in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -219,7 +219,7 @@ impl Counters {
 
     /// Records a lookup that went past memory. Hits in memory are not timed: reading a clock twice would cost as
     /// much as the hit.
-    pub(crate) fn took<V>(&self, landing: &Landing<V>, time: Duration) {
+    pub(crate) fn took<V>(&self, landing: &LookupResult<V>, time: Duration) {
         let outcome = match landing {
             Ok(Found { source: Source::Near | Source::Far, .. }) => 0,
             Ok(_) => 1,

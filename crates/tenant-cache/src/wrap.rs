@@ -32,9 +32,7 @@ impl Wrapping {
     /// The bytes to store.
     pub(crate) fn write(&self, asked: Asked<'_>, frame: &Frame) -> Result<Bytes, CacheError> {
         let plain = frame.payload.as_deref().unwrap_or_default();
-        if plain.len() > self.max_bytes {
-            return Err(CacheError::ValueTooLarge { size: plain.len(), limit: self.max_bytes });
-        }
+        self.check_size(plain.len())?;
         let packed = self.pack(plain);
         let form = Form { packed: packed.is_some(), sealed: self.sealer.is_some() };
         let body = packed.as_deref().unwrap_or(plain);
@@ -50,6 +48,13 @@ impl Wrapping {
             }
         }
         Ok(out.freeze())
+    }
+
+    /// # Errors
+    /// [`CacheError::ValueTooLarge`].
+    pub(crate) fn check_size(&self, size: usize) -> Result<(), CacheError> {
+        let limit = self.max_bytes;
+        if size > limit { Err(CacheError::ValueTooLarge { size, limit }) } else { Ok(()) }
     }
 
     /// The entry, with its payload as the codec wrote it.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cache_core::{LoadError, ManualClock, RequestContext, TenantId};
+use conformance::wait::until;
 use futures_util::future::{join_all, poll_immediate};
 use tenant_cache::{Memo, RequestScope};
 use tokio::sync::Semaphore;
@@ -71,10 +72,12 @@ async fn it_belongs_to_all_who_wait() {
     let (_, source, gate, memo) = new();
     let (mut first, mut second) = (Box::pin(memo.get()), Box::pin(memo.get()));
     assert!(poll_immediate(&mut first).await.is_none() && poll_immediate(&mut second).await.is_none());
+    until("the computation", || source.begun.load(Ordering::SeqCst) == 1).await;
     drop(first);
+    tokio::task::yield_now().await;
     assert_eq!(source.dropped.load(Ordering::SeqCst), 0, "the second still waits");
     drop(second);
-    assert_eq!(source.dropped.load(Ordering::SeqCst), 1);
+    until("its end", || source.dropped.load(Ordering::SeqCst) == 1).await;
     gate.add_permits(1);
     assert_eq!(*memo.get().await.unwrap(), 1, "begun anew");
 }
@@ -110,7 +113,7 @@ async fn an_invalidation_overtakes_a_computation() {
     memo.invalidate();
     let mut after = Box::pin(memo.get());
     assert!(poll_immediate(&mut after).await.is_none());
-    assert_eq!(source.begun.load(Ordering::SeqCst), 2, "not joined");
+    until("a computation that is not joined", || source.begun.load(Ordering::SeqCst) == 2).await;
     gate.add_permits(2);
     assert_eq!((*before.await.unwrap(), *after.await.unwrap()), (0, 1));
     assert_eq!(*memo.get().await.unwrap(), 1, "the old one was not kept");

@@ -118,7 +118,7 @@ async fn a_removal_whose_answer_is_lost_is_seen_by_all() {
     fleet.old_is_nowhere("a lost answer").await;
 }
 
-/// SD7: three writers insert at the same time, and their stores land in every order: all nodes and the far tier end
+/// SD7: three writers insert at the same time, and their leases are taken in every order: all nodes and the far tier end
 /// on one value.
 #[tokio::test]
 async fn three_writers_end_on_one_value() {
@@ -129,17 +129,17 @@ async fn three_writers_end_on_one_value() {
             .iter()
             .zip(10..)
             .map(|(node, value)| {
-                node.far.set_gate(Method::SetBytes, Gate::Hold);
+                node.far.set_gate(Method::TakeLease, Gate::Hold);
                 let cache = node.cache.clone();
                 tokio::spawn(async move { of("acme", cache.insert(&key(), value)).await })
             })
             .collect();
         for node in &fleet.nodes {
-            soon(node.far.at_gate(Method::SetBytes, 1)).await;
+            soon(node.far.at_gate(Method::TakeLease, 1)).await;
         }
         for at in order {
             let node = &fleet.nodes[at];
-            node.far.set_gate(Method::SetBytes, Gate::Open);
+            node.far.set_gate(Method::TakeLease, Gate::Open);
             let landed = async {
                 while !inserts[at].is_finished() {
                     tokio::task::yield_now().await;
