@@ -352,12 +352,12 @@ impl Domains {
         self.for_each_named(|_, domain| act(domain));
     }
 
+    /// Without the lock: what is called may define a cache, and a cache whose last owner leaves meanwhile is dropped
+    /// here.
     fn for_each_named(&self, mut act: impl FnMut(&Arc<str>, &dyn Domain)) {
-        for (name, (_, domain)) in self.0.read().iter() {
-            if let Some(domain) = domain.upgrade() {
-                act(name, &*domain);
-            }
-        }
+        let living = |(name, (_, domain)): (&Arc<str>, &Defined)| Some((Arc::clone(name), domain.upgrade()?));
+        let all: Vec<(Arc<str>, Arc<dyn Domain>)> = self.0.read().iter().filter_map(living).collect();
+        all.iter().for_each(|(name, domain)| act(name, &**domain));
     }
 
     fn define<C: Domain + 'static>(
@@ -367,10 +367,12 @@ impl Domains {
         make: impl FnOnce() -> Result<C, CacheError>,
     ) -> Result<Arc<C>, CacheError> {
         let mut domains = self.0.write();
-        let there = domains.get(name).and_then(|(other, domain)| Some((other, domain.upgrade()?)));
-        if let Some((other, domain)) = there {
-            let same = (*other == definition).then(|| domain.into_any().downcast().ok()).flatten();
-            return same.ok_or_else(|| {
+        let there =
+            domains.get(name).and_then(|(other, domain)| Some((*other == definition, domain.upgrade()?)));
+        if let Some((same, domain)) = there {
+            // Before the cache: its last owner may have left, and it is dropped here.
+            drop(domains);
+            return same.then(|| domain.into_any().downcast().ok()).flatten().ok_or_else(|| {
                 let what = format!("cache domain `{name}`");
                 CacheError::configuration(what, "it was defined before, in another way")
             });
