@@ -80,7 +80,7 @@ impl CacheError {
         match self {
             Self::Timeout { .. } => true,
             Self::Backend(error) => error.kind.is_transient(),
-            Self::Load(error) => !matches!(error, LoadError::Reentrant { .. }),
+            Self::Load(error) => !matches!(error, LoadError::Reentrant { .. } | LoadError::Tags { .. }),
             _ => false,
         }
     }
@@ -243,5 +243,13 @@ pub enum LoadError {
     Reentrant {
         /// The domain whose loader called itself.
         domain: Arc<str>,
+    },
+    /// The loader named groups that its answer cannot belong to: it would have to be stored without them.
+    #[error("the loader of cache domain `{domain}` named tags that cannot be: {reason}")]
+    Tags {
+        /// The domain whose loader it is.
+        domain: Arc<str>,
+        /// What is wrong with them. No tag is repeated: it may hold user data.
+        reason: Cow<'static, str>,
     },
 }

@@ -112,6 +112,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
     /// The tags of a key, at most 8: groups across domains, for
     /// [`invalidate_tag`](TenantCache::invalidate_tag). They follow from the key, because what a load may be
     /// stamped with must be known before it begins. Default: none.
+    ///
+    /// A key with more tags, or with one that is empty, over 512 bytes or has control characters, is not looked up or
+    /// stored: it is a [`CacheError::Configuration`] that names the domain and the limit.
     pub fn tags(mut self, tags: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) -> Self {
         self.made_of.push(type_of(&tags));
         self.tags_by = Some(TagsBy(Box::new(tags)));

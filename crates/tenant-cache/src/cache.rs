@@ -372,7 +372,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
             cache: Arc::clone(inner),
             text: inner.text(query.owner(), query.key)?,
             key: query.to_key(),
-            ticket: inner.ticket(query),
+            ticket: inner.try_ticket(query)?,
             above: Loading::current(),
             instead: None,
             anew: false,

@@ -356,7 +356,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         let span = tracing::debug_span!("cache_load", domain = &*cache.domain);
         let request = LoadRequest { key: self.key.key.clone(), stale };
         let load = cache.loader.run(self.instead.as_deref(), request, &self.text, self.above.clone());
-        let loaded = load.instrument(span).await;
+        let loaded = load.instrument(span).await.and_then(|loaded| self.check_tags(loaded));
         if loaded.is_err() {
             cache.counters.load_failures.one();
         }

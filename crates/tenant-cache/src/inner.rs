@@ -23,6 +23,7 @@ use crate::near::{Hit, NearTier, Ticket};
 use crate::policy::Policy;
 use crate::registry::Shared;
 use crate::stats::{Counters, Stats};
+use crate::tags;
 
 /// The tags of a key.
 pub(crate) struct TagsBy<K>(pub(crate) Box<TagsFn<K>>);
@@ -96,20 +97,29 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
     }
 
     /// What stands now for a key; to be taken before anybody is asked.
-    pub(crate) fn ticket(&self, query: &NearQuery<'_, K>) -> Ticket {
+    ///
+    /// # Errors
+    /// [`CacheError::Configuration`] when an entry cannot carry the key's tags.
+    pub(crate) fn try_ticket(&self, query: &NearQuery<'_, K>) -> Result<Ticket, CacheError> {
         let (owner, generations) = (query.owner(), &self.shared.generations);
         let tenant = tenant_of(&owner);
         let domain = query.tenant.map(|tenant| self.group_of(tenant));
         let tags = match &self.tags_by {
             None => Vec::new(),
             Some(TagsBy(tags)) => {
-                let mut tags = tags(query.key);
-                tags.truncate(MAX_TAGS);
+                let tags = tags(query.key);
+                tags::check(tenant, &tags, MAX_TAGS).map_err(|error| error.of_key(&self.domain))?;
                 tags.iter().map(|tag| generations.tag(tenant, tag)).collect()
             }
         };
         let meter = self.meters.as_ref().map(|meters| meters.of(query.tenant));
-        self.near.ticket(query, domain, tags, meter)
+        Ok(self.near.ticket(query, domain, tags, meter))
+    }
+
+    /// [`try_ticket`](Self::try_ticket) for a key that had one before. Should its tags be others now, and unusable, it
+    /// is a ticket that never stands: nothing is kept under it.
+    pub(crate) fn ticket(&self, query: &NearQuery<'_, K>) -> Ticket {
+        self.try_ticket(query).unwrap_or_else(|_| self.near.ticket(query, None, Vec::new(), None).void())
     }
 
     /// The group of a tenant's entries here, without asking all groups of the process as long as it is remembered.

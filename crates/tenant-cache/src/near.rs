@@ -227,6 +227,11 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
 }
 
 impl Ticket {
+    /// One under which nothing is kept.
+    pub(crate) fn void(self) -> Self {
+        Self { epoch: u64::MAX, ..self }
+    }
+
     /// For an entry that belongs to further groups.
     pub(crate) fn with_tags(&self, tags: &Chain) -> Self {
         Self { chain: self.chain.and(tags), ..self.clone() }
