@@ -29,6 +29,7 @@ use crate::near::NearTier;
 use crate::policy::{Mode, NegativeTier, Policy};
 use crate::registry::{Caches, Definition, SealerId};
 use crate::stats::Counters;
+use crate::tag_numbers::TagNumbers;
 use crate::wrap::Wrapping;
 
 /// Defines a cache; begun by [`Caches::domain`], ended by [`load`](Self::load).
@@ -412,6 +413,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
             clock: shared.clock.clone(),
             generations: Arc::clone(&shared.generations),
             counters: Arc::clone(&counters),
+            tag_numbers: TagNumbers::of(&self.policy),
             wrapping: Wrapping {
                 compress_over: self.policy.compress_over,
                 max_bytes: self.policy.max_value_bytes,

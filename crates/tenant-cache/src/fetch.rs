@@ -255,16 +255,18 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         };
         let (value, life) = self.judge(&loaded, stale);
         let found = Found { value, source: Source::Origin, stale: false };
-        let Some(tags) = self.late_tags(&loaded.tags, guard).await else {
+        let near_only = found.value.is_none() && self.cache.policy.negative_tier == NegativeTier::Near;
+        let stored = (!near_only && !life.is_zero()).then(|| (numbers, life.whole()));
+        let near_only = stored.is_none();
+        let Some(tags) = self.late_tags(&loaded.tags, guard, stored).await else {
             self.cache.counters.refused_fills.one();
             return Ok(found);
         };
-        let near_only = found.value.is_none() && self.cache.policy.negative_tier == NegativeTier::Near;
-        if near_only || life.is_zero() {
+        if near_only {
             self.remember(found.value.as_ref(), life.into(), &tags.chain);
             return Ok(found);
         }
-        let stamps = Stamps { numbers, tags: tags.stamped };
+        let stamps = Stamps { numbers: tags.numbers, tags: tags.stamped };
         match self.fill(far, &hold.claim, found.value.as_deref(), stamps, life).await {
             Ok(true) => {
                 hold.filled();
@@ -297,7 +299,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
     /// Stores a value over whatever the far tier holds.
     pub(crate) async fn store(&self, far: &FarTier, value: &V, life: Life) -> Result<(), CacheError> {
         let payload = self.cache.codec.encode(value)?;
-        let (_, numbers) = far.read(self.asked()).await?;
+        let (_, mut numbers) = far.read(self.asked()).await?;
+        far.settle(&self.ticket.chain, &mut numbers, life.whole()).await?;
         let frame = far.frame(self.asked(), Some(payload), Stamps { numbers, tags: Vec::new() }, life)?;
         far.service.set_bytes(&self.text, frame, Ttl::For(life.whole())).await
     }
@@ -329,7 +332,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         let guard = Guard::of(self);
         let loaded = self.load(stale.clone()).await?;
         let (value, life) = self.judge(&loaded, stale);
-        match self.late_tags(&loaded.tags, Some(guard)).await {
+        match self.late_tags(&loaded.tags, Some(guard), None).await {
             Some(tags) => {
                 self.remember(value.as_ref(), life.into(), &tags.chain);
             }

@@ -52,6 +52,7 @@ mod registry;
 mod stats;
 mod store;
 mod sync;
+mod tag_numbers;
 mod tags;
 mod wrap;
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use cache_core::key::{Owner, validate, validate_domain};
 use cache_core::{
@@ -12,13 +13,17 @@ use parking_lot::RwLock;
 use crate::builder::DomainBuilder;
 use crate::cache::TenantCache;
 use crate::coherence::{Coherence, Domain};
-use crate::generation::{self, Generations, generation_key, tag_guard_key, tag_key};
+use crate::generation::{self, GENERATION_TTL, Generations, generation_key, tag_guard_key, tag_key};
 use crate::key::CacheKey;
 use crate::labels::{Labels, TenantLabels};
 use crate::local_bus::Alone;
 use crate::pending::{self, Pending};
 use crate::policy::Policy;
 use crate::stats::Stats;
+
+/// How long an invalidated tag keeps its new number when nothing is stored that carries it. Any time will do: what takes
+/// its place is as different from the old one.
+const RENUMBERED_TAG: Duration = Duration::from_secs(60 * 60);
 
 /// Makes the caches of a process and keeps them coherent with those of the others.
 ///
@@ -203,12 +208,15 @@ impl Shared {
         text: &str,
         message: &Invalidation,
     ) -> Result<(), CacheError> {
+        let now_ms = self.clock.unix_ms().saturating_add_signed(self.trust.server_offset_ms());
+        let mut life = GENERATION_TTL;
         if let Invalidation::Tag { tenant, .. } = message {
             // First, or a load that began before could read the tag's new number and miss that it is new.
             let guard = tag_guard_key(tenant.as_ref().map(TenantId::as_str));
-            generation::renumber(far, &guard, &self.clock).await?;
+            generation::renumber(far, &guard, now_ms, life).await?;
+            life = RENUMBERED_TAG;
         }
-        generation::renumber(far, text, &self.clock).await
+        generation::renumber(far, text, now_ms, life).await
     }
 
     /// The cache of a domain: the one that is there, or the one that `make` makes.

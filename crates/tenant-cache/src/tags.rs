@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cache_core::key::{MAX_KEY_BYTES, validate};
 use cache_core::{CacheError, KeyError, LoadError};
@@ -12,6 +13,7 @@ use crate::fetch::Fetch;
 use crate::generation::{Chain, tag_key};
 use crate::key::CacheKey;
 use crate::loaded::Loaded;
+use crate::tag_numbers::Settled;
 
 /// Why an entry cannot carry the tags that are named for it. No tag is repeated: it may hold user data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +80,8 @@ pub(crate) struct LateTags {
     pub(crate) chain: Chain,
     /// As they are stored with the entry.
     pub(crate) stamped: Vec<(Box<str>, u64)>,
+    /// Those of the groups that follow from the key.
+    pub(crate) numbers: Vec<u64>,
 }
 
 impl Guard {
@@ -88,10 +92,11 @@ impl Guard {
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
-    /// To be called before a load that may name tags; `None` when it cannot, or the guard cannot be read: what
-    /// it names then keeps the answer from being stored.
+    /// To be called before a load after which a tag's number may have to be made or read; `None` when that cannot be,
+    /// or the guard cannot be read: what it names then keeps the answer from being stored.
     pub(crate) async fn guard_tags(&self, far: &FarTier) -> Option<Guard> {
-        if !self.cache.loader.may_tag {
+        let late = self.cache.loader.may_tag || (far.tag_numbers.is_late() && self.ticket.tags() > 0);
+        if !late {
             return None;
         }
         let guard = Guard::of(self);
@@ -106,24 +111,38 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         checked.map(|()| loaded).map_err(|error| error.of_load(&self.cache.domain))
     }
 
-    /// The groups that a load named; `None` when one of them may have been invalidated while it ran.
-    pub(crate) async fn late_tags(&self, tags: &[String], guard: Option<Guard>) -> Option<LateTags> {
-        if tags.is_empty() {
-            return Some(LateTags::default());
-        }
-        let guard = guard?;
+    /// The groups of an answer with the tags that its load named; `None` when one of them may have been invalidated
+    /// while it ran. `stored` are the numbers of the other groups and the life of an answer that goes into the far tier.
+    pub(crate) async fn late_tags(
+        &self,
+        tags: &[String],
+        guard: Option<Guard>,
+        stored: Option<(Vec<u64>, Duration)>,
+    ) -> Option<LateTags> {
         let generations = &self.cache.shared.generations;
         let named = distinct(tags);
         // The counts first, then the numbers, and the guard last.
         let chain = Chain::of(named.iter().map(|tag| generations.tag(self.tenant(), tag)));
-        let mut stamped = Vec::new();
-        if let Some(far) = &self.cache.far {
-            let numbers = far.numbers(&chain).await.ok()?;
-            stamped = named.iter().map(|tag| Box::from(*tag)).zip(numbers).collect();
-            if far.ask_numbers(&guard.group).await.ok()?.first().copied() != guard.number {
+        let mut late = LateTags { chain, ..LateTags::default() };
+        let mut made = Settled::Standing;
+        if let (Some(far), Some((numbers, life))) = (&self.cache.far, stored) {
+            late.numbers = numbers;
+            made = far.settle(&self.ticket.chain, &mut late.numbers, life).await.ok()?;
+            let mut numbers = far.numbers(&late.chain).await.ok()?;
+            if [made, far.settle(&late.chain, &mut numbers, life).await.ok()?].contains(&Settled::Changed) {
                 return None;
             }
+            late.stamped = named.iter().map(|tag| Box::from(*tag)).zip(numbers).collect();
         }
-        guard.group.stands().then_some(LateTags { chain, stamped })
+        if named.is_empty() && made == Settled::Standing {
+            return Some(late);
+        }
+        let guard = guard?;
+        if let Some(far) = &self.cache.far
+            && far.ask_numbers(&guard.group).await.ok()?.first().copied() != guard.number
+        {
+            return None;
+        }
+        guard.group.stands().then_some(late)
     }
 }

@@ -3,11 +3,12 @@
 mod support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use cache_core::{CacheError, LoadError, Scope};
+use cache_core::{CacheError, CacheService, LoadError, ManualClock, Scope};
 use cache_moka::MokaCacheService;
-use support::of;
-use tenant_cache::{Caches, LoadRequest, Loaded, MAX_TAGS, TenantCache};
+use support::{Origin, of, plain, versions_with};
+use tenant_cache::{Caches, LoadRequest, Loaded, MAX_TAGS, NegativeTier, Source, TenantCache};
 
 /// Tags that can be none, and why.
 fn unusable() -> [(String, &'static str); 4] {
@@ -136,5 +137,170 @@ async fn unusable_tags_are_an_error() {
             }
         })
         .await;
+    }
+}
+
+/// A far tier and two instances on it that share no memory.
+struct Store {
+    hand: ManualClock,
+    far: Arc<MokaCacheService>,
+}
+
+impl Store {
+    fn new() -> Self {
+        let hand = ManualClock::new();
+        let far = Arc::new(MokaCacheService::builder().clock(hand.clock()).build().unwrap());
+        Self { hand, far }
+    }
+
+    /// Rows that exist below 1 000, each with a tag of its own and a life that the row says; in a domain whose entries
+    /// live five minutes.
+    fn rows(&self, negative: NegativeTier) -> (Caches, TenantCache<u64, u64>) {
+        let caches = Caches::builder().far(self.far.clone()).clock(self.hand.clock()).build().unwrap();
+        let rows = caches
+            .domain("rows")
+            .scope(Scope::Tenant)
+            .jitter(0.0)
+            .negative_tier(negative)
+            .tags(|key: &u64| vec![format!("of-{key}")])
+            .load_with(|request: LoadRequest<u64, u64>| async move {
+                Ok::<_, std::io::Error>(match request.key {
+                    key @ 0..500 => Loaded::value(key),
+                    key @ 500..1_000 => Loaded::value(key).ttl(DAY).tag("late"),
+                    _ => Loaded::absent().tag("late-absent"),
+                })
+            })
+            .unwrap();
+        (caches, rows)
+    }
+
+    /// Whether the tag of a row has a number.
+    async fn has_number(&self, tag: &str) -> bool {
+        self.far.get_bytes(&format!("gen:g:acme:{tag}")).await.unwrap().is_some()
+    }
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+async fn get(rows: &TenantCache<u64, u64>, key: u64) -> (Option<u64>, Source) {
+    let found = of("acme", rows.lookup(&key)).await.unwrap();
+    (found.value.map(|value| *value), found.source)
+}
+
+/// A tag's number lives as long as what carries it, and not much longer.
+#[tokio::test]
+async fn a_number_lives_little_longer_than_its_entries() {
+    for negative in [NegativeTier::Both, NegativeTier::Near] {
+        let s = Store::new();
+        let (_caches, rows) = s.rows(negative);
+        assert_eq!(get(&rows, 1).await, (Some(1), Source::Origin));
+        s.hand.advance(5 * MINUTE - Duration::from_secs(1));
+        assert!(s.has_number("of-1").await);
+        let (_others, elsewhere) = s.rows(negative);
+        assert_eq!(get(&elsewhere, 1).await, (Some(1), Source::Far), "no number ended before the entry");
+        s.hand.advance(3 * MINUTE);
+        assert!(!s.has_number("of-1").await, "{negative:?}: nothing of it is left");
+    }
+}
+
+/// An entry that is to live longer than the options say takes its tags' numbers along: of the key, and of the load.
+#[tokio::test]
+async fn a_longer_life_renews_the_numbers() {
+    let s = Store::new();
+    let (_caches, rows) = s.rows(NegativeTier::Both);
+    assert_eq!(get(&rows, 1).await, (Some(1), Source::Origin));
+    // A tag that is new costs the first load; see `Loaded::tag`.
+    get(&rows, 501).await;
+    get(&rows, 501).await;
+    s.hand.advance(DAY / 2);
+    let (_others, elsewhere) = s.rows(NegativeTier::Both);
+    assert_eq!(get(&elsewhere, 501).await, (Some(501), Source::Far));
+    // One that is stored later renews what both carry.
+    get(&elsewhere, 502).await;
+    s.hand.advance(DAY - MINUTE);
+    let (_others, elsewhere) = s.rows(NegativeTier::Both);
+    assert_eq!(get(&elsewhere, 502).await, (Some(502), Source::Far));
+    assert_eq!(get(&elsewhere, 501).await.1, Source::Origin, "its life is over");
+    s.hand.advance(2 * DAY);
+    for tag in ["of-501", "of-502", "late"] {
+        assert!(!s.has_number(tag).await, "{tag}");
+    }
+}
+
+/// What is inserted has tags whose numbers live as long, too.
+#[tokio::test]
+async fn what_is_inserted_keeps_its_numbers() {
+    for negative in [NegativeTier::Both, NegativeTier::Near] {
+        let s = Store::new();
+        let (caches, rows) = s.rows(negative);
+        of("acme", rows.insert(&5_000, 7)).await.unwrap();
+        s.hand.advance(4 * MINUTE);
+        of("acme", rows.insert(&5_000, 8)).await.unwrap();
+        s.hand.advance(4 * MINUTE);
+        let (_others, elsewhere) = s.rows(negative);
+        assert_eq!(get(&elsewhere, 5_000).await, (Some(8), Source::Far));
+        caches.invalidate_tag(Some(&support::tenant("acme")), "of-5000").await.unwrap();
+        let (_others, elsewhere) = s.rows(negative);
+        assert_eq!(get(&elsewhere, 5_000).await, (None, Source::Origin), "{negative:?}");
+    }
+}
+
+/// Keys that anybody can invent leave nothing in the far tier when what does not exist is remembered in memory only.
+#[tokio::test]
+async fn invented_keys_leave_no_numbers() {
+    let s = Store::new();
+    let (_caches, rows) = s.rows(NegativeTier::Near);
+    for key in 10_000..11_000 {
+        assert_eq!(get(&rows, key).await.0, None);
+        assert_eq!(get(&rows, key).await, (None, Source::Near));
+    }
+    assert_eq!(s.far.invalidate_prefix("gen:g:").await.unwrap(), 0);
+    // Everything, the domain, the tenant's domain, and the guard of its tags.
+    assert!(s.far.invalidate_prefix("gen:").await.unwrap() <= 4);
+    assert_eq!(s.far.invalidate_prefix("acme:").await.unwrap(), 0);
+}
+
+/// A number that is made after the load does not hide that the tag was invalidated during it.
+#[tokio::test]
+async fn a_number_made_late_hides_no_invalidation() {
+    let s = Store::new();
+    let origin = Origin::gated();
+    let instance = || {
+        let caches = Caches::builder().far(s.far.clone()).clock(s.hand.clock()).build().unwrap();
+        let cache = versions_with(&caches, &origin, |domain| {
+            domain.negative_tier(NegativeTier::Near).tags(|key: &String| vec![format!("of-{key}")])
+        });
+        (caches, cache)
+    };
+    let ((_caches, cache), (others, elsewhere)) = (instance(), instance());
+    origin.commit("k", 1);
+    let slow = cache.clone();
+    let load = tokio::spawn(async move { of("acme", slow.get(&"k".to_owned())).await });
+    origin.at_gate(1).await;
+    origin.commit("k", 2);
+    // The instances do not hear of each other: only the far tier tells.
+    others.invalidate_tag(Some(&support::tenant("acme")), "of-k").await.unwrap();
+    origin.release(1);
+    assert_eq!(plain(load.await.unwrap().unwrap()), Some(1));
+    origin.release(1);
+    assert_eq!(plain(of("acme", elsewhere.get(&"k".to_owned())).await.unwrap()), Some(2));
+    assert_eq!(cache.stats().refused_fills, 1);
+}
+
+/// The number of a tag that is lost while its entry lives makes the entry a miss, whoever makes the next number.
+#[tokio::test]
+async fn a_lost_number_revives_nothing() {
+    for negative in [NegativeTier::Both, NegativeTier::Near] {
+        let s = Store::new();
+        let (_caches, rows) = s.rows(negative);
+        get(&rows, 1).await;
+        s.far.invalidate("gen:g:acme:of-1").await.unwrap();
+        let (_others, elsewhere) = s.rows(negative);
+        assert_eq!(get(&elsewhere, 1).await, (Some(1), Source::Origin), "{negative:?}");
+        // Who still believes in the lost number stores nothing under it that others would take.
+        of("acme", rows.refresh(&1)).await.unwrap();
+        let (_others, elsewhere) = s.rows(negative);
+        assert_eq!(get(&elsewhere, 1).await.0, Some(1), "{negative:?}");
     }
 }
