@@ -67,7 +67,9 @@ impl AppServiceBuilder {
         self
     }
 
-    /// Your own cache, in place of the one in memory or in Redis: the far tier of every cache domain.
+    /// Your own cache, in place of the one in memory or in Redis: the far tier of every cache domain. When several
+    /// processes share it, it must be on a bus, or [`bus`](Self::bus) must give one: without, what another process
+    /// invalidates is heard of after `near_ttl` only (and that is warned of).
     pub fn cache_service(mut self, cache: Arc<dyn CacheService>) -> Self {
         set(&mut self.cache, cache, "cache_service", &mut self.twice);
         self

@@ -90,7 +90,7 @@ pub struct Health {
     /// The store that instances share; absent without one.
     pub l2: Option<TierHealth>,
     /// Whether this process hears what others change. While it does not, values come from the store or the
-    /// origin, not from memory.
+    /// origin, not from memory. Of a cache service of your own without a bus it says `Trusted`: there is nobody to hear.
     pub bus: BusHealth,
     /// How far locks, limits and presence reach.
     pub coordination: Coordination,

@@ -437,10 +437,14 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
             codec,
             hooks: self.hooks,
             counters,
+            texts_to_check: CHECKED_TEXTS.into(),
             meters,
         })
     }
 }
+
+/// Keys of a cache whose text is checked.
+const CHECKED_TEXTS: usize = 32;
 
 /// Tenants whose group a cache finds without asking all groups of the process.
 const REMEMBERED_TENANTS: usize = 256;

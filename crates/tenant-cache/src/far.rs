@@ -249,6 +249,10 @@ impl FarTier {
                 return Ok(Held::Dead(stamp));
             }
         };
+        if frame.generations.len() != numbers.len() {
+            self.counters.incompatible_entry();
+            return Ok(Held::Dead(stamp));
+        }
         if frame.generations != *numbers {
             *numbers = self.ask_numbers(asked.chain).boxed().await?;
             if frame.generations != *numbers {

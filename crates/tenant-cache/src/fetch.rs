@@ -276,10 +276,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
                 hold.filled();
                 self.cache.counters.refused_fills.one();
             }
-            Err(error) => {
-                self.cache.counters.far_failures.one();
-                tracing::debug!(domain = &*self.cache.domain, %error, "a loaded value was not stored");
-            }
+            Err(error) => self.cache.counters.not_stored(&error),
         }
         Ok(found)
     }

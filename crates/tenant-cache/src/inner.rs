@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cache_core::key::{KeyParts, Owner, validate};
@@ -48,6 +49,8 @@ pub(crate) struct Inner<K, V> {
     pub(crate) listeners: Listeners<K>,
     pub(crate) hooks: Hooks<K>,
     pub(crate) counters: Arc<Counters>,
+    /// Keys that are still to be checked for whether their text is read back.
+    pub(crate) texts_to_check: AtomicUsize,
     pub(crate) meters: Option<Meters>,
 }
 
@@ -94,6 +97,18 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         let text = parts.to_text();
         validate(&text)?;
         Ok(text.into())
+    }
+
+    /// Counts a key whose text is not read back. The first keys tell of what type they are; all would cost a parsing
+    /// each.
+    #[cold]
+    fn check_text(&self, key: &K) {
+        let left = |left: usize| left.checked_sub(1);
+        if self.texts_to_check.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_ok()
+            && K::from_text(&key.to_text()).as_ref() != Some(key)
+        {
+            self.counters.lost_key();
+        }
     }
 
     /// What stands now for a key; to be taken before anybody is asked.
@@ -188,6 +203,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
     pub(crate) fn count(&self, key: &K, landing: &Landing<V>, joined: bool) {
         if joined {
             self.counters.coalesced.one();
+        }
+        if self.texts_to_check.load(Ordering::Relaxed) > 0 {
+            self.check_text(key);
         }
         let hit = match landing {
             Ok(Found { source: source @ Source::Near, .. }) => {

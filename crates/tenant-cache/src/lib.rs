@@ -45,6 +45,7 @@ mod loaded;
 mod local_bus;
 pub mod memo;
 mod near;
+mod once_warning;
 mod pending;
 mod policy;
 mod refresh;

@@ -17,9 +17,10 @@ use crate::generation::{self, GENERATION_TTL, Generations, generation_key, tag_g
 use crate::key::CacheKey;
 use crate::labels::{Labels, TenantLabels};
 use crate::local_bus::Alone;
+use crate::once_warning::OnceWarning;
 use crate::pending::{self, Pending};
 use crate::policy::Policy;
-use crate::stats::Stats;
+use crate::stats::{Counters, Stats};
 
 /// How long an invalidated tag keeps its new number when nothing is stored that carries it. Any time will do: what takes
 /// its place is as different from the old one.
@@ -62,6 +63,10 @@ impl Caches {
     }
 
     /// Begins the definition of a domain's cache. The types are those the result is assigned to.
+    ///
+    /// The registry does not keep the cache: it lives, with all that it remembers, as long as somebody holds a handle.
+    /// Define a cache once and keep it; one that is defined for each request and dropped with it remembers nothing in
+    /// memory (and is warned of).
     pub fn domain<K: CacheKey, V: Send + Sync + 'static>(&self, name: &str) -> DomainBuilder<K, V> {
         DomainBuilder::new(self.clone(), name, self.shared.defaults.clone())
     }
@@ -242,6 +247,10 @@ pub struct CachesBuilder {
 
 impl CachesBuilder {
     /// The tier behind memory, shared by all instances that use the same store.
+    ///
+    /// One that is [on no bus](CacheService::bus), without a [`bus`](Self::bus) given, is fine for a single process
+    /// (and warned of): nothing tells this one of what another invalidates, so it goes on serving from memory for up to
+    /// `near_ttl`, and its bus says that all is well, because there is nobody to listen to.
     #[must_use]
     pub fn far(mut self, far: Arc<dyn CacheService>) -> Self {
         self.far = Some(far);
@@ -284,7 +293,15 @@ impl CachesBuilder {
     pub fn build(mut self) -> Result<Caches, CacheError> {
         let announced = self.far.as_ref().and_then(CacheService::bus);
         let bus = match (self.bus.take(), announced) {
-            (None, None) => Arc::new(Alone::default()),
+            (None, None) => {
+                if self.far.is_some() {
+                    tracing::warn!(
+                        "the far tier is on no bus, and none was given: what other processes on it invalidate is heard \
+                         of after `near_ttl` only"
+                    );
+                }
+                Arc::new(Alone::default())
+            }
             (Some(bus), None) | (None, Some(bus)) => bus,
             (Some(given), Some(announced)) if Arc::ptr_eq(&given, &announced) => given,
             _ => {
@@ -349,11 +366,20 @@ impl PartialEq for SealerId {
 #[derive(Debug, Default)]
 pub(crate) struct Domains(RwLock<BTreeMap<Arc<str>, Defined>>);
 
-type Defined = (Definition, Weak<dyn Domain>);
+/// A definition, and the cache that was made of it.
+#[derive(Debug)]
+struct Defined {
+    definition: Definition,
+    cache: Weak<dyn Domain>,
+    /// What the cache has done, also when it is gone.
+    counters: Arc<Counters>,
+    /// That it was dropped and is made again.
+    dropped: Arc<OnceWarning>,
+}
 
 impl Domains {
     pub(crate) fn find(&self, name: &str) -> Option<Arc<dyn Domain>> {
-        self.0.read().get(name).and_then(|(_, domain)| domain.upgrade())
+        self.0.read().get(name).and_then(|defined| defined.cache.upgrade())
     }
 
     pub(crate) fn for_each(&self, act: impl Fn(&dyn Domain)) {
@@ -363,7 +389,8 @@ impl Domains {
     /// Without the lock: what is called may define a cache, and a cache whose last owner leaves meanwhile is dropped
     /// here.
     fn for_each_named(&self, mut act: impl FnMut(&Arc<str>, &dyn Domain)) {
-        let living = |(name, (_, domain)): (&Arc<str>, &Defined)| Some((Arc::clone(name), domain.upgrade()?));
+        let living =
+            |(name, defined): (&Arc<str>, &Defined)| Some((Arc::clone(name), defined.cache.upgrade()?));
         let all: Vec<(Arc<str>, Arc<dyn Domain>)> = self.0.read().iter().filter_map(living).collect();
         all.iter().for_each(|(name, domain)| act(name, &**domain));
     }
@@ -375,19 +402,29 @@ impl Domains {
         make: impl FnOnce() -> Result<C, CacheError>,
     ) -> Result<Arc<C>, CacheError> {
         let mut domains = self.0.write();
-        let there =
-            domains.get(name).and_then(|(other, domain)| Some((*other == definition, domain.upgrade()?)));
-        if let Some((same, domain)) = there {
+        let known = domains.get(name);
+        if let Some((defined, cache)) = known.and_then(|defined| Some((defined, defined.cache.upgrade()?))) {
+            let same = defined.definition == definition;
             // Before the cache: its last owner may have left, and it is dropped here.
             drop(domains);
-            return same.then(|| domain.into_any().downcast().ok()).flatten().ok_or_else(|| {
+            return same.then(|| cache.into_any().downcast().ok()).flatten().ok_or_else(|| {
                 let what = format!("cache domain `{name}`");
                 CacheError::configuration(what, "it was defined before, in another way")
             });
         }
+        let dropped = known.map(|defined| Arc::clone(&defined.dropped)).unwrap_or_default();
+        if known.is_some_and(|defined| defined.counters.loads.get() > 0) {
+            dropped.give(|| {
+                tracing::warn!(
+                    domain = &**name,
+                    "a cache is defined again after its last handle was dropped, and what it remembered with it: define \
+                     it once and keep it; told once"
+                );
+            });
+        }
         let cache = Arc::new(make()?);
-        let weak: Weak<C> = Arc::downgrade(&cache);
-        domains.insert(Arc::clone(name), (definition, weak));
+        let (counters, weak) = (cache.counters(), Arc::downgrade(&cache));
+        domains.insert(Arc::clone(name), Defined { definition, cache: weak, counters, dropped });
         Ok(cache)
     }
 }
