@@ -28,6 +28,7 @@ mod bulk;
 mod cache;
 mod changes;
 mod coherence;
+mod definition;
 mod far;
 mod fetch;
 mod flight;

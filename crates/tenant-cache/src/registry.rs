@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use cache_core::key::{Owner, validate, validate_domain};
 use cache_core::{
-    CacheError, CacheService, Clock, Invalidation, InvalidationBus, Sealer, Subscription, TenantId, Trust,
+    CacheError, CacheService, Clock, Invalidation, InvalidationBus, Subscription, TenantId, Trust,
 };
 use parking_lot::RwLock;
 
 use crate::builder::DomainBuilder;
 use crate::cache::TenantCache;
 use crate::coherence::{Coherence, Domain};
+use crate::definition::{ANOTHER_WAY, Definition};
 use crate::generation::{self, GENERATION_TTL, Generations, generation_key, tag_guard_key, tag_key};
 use crate::key::CacheKey;
 use crate::labels::{Labels, TenantLabels};
@@ -338,30 +339,6 @@ impl CachesBuilder {
     }
 }
 
-/// What two definitions of one domain must agree in.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Definition {
-    pub(crate) policy: Policy,
-    /// What the codec says of itself, its version included.
-    pub(crate) codec: String,
-    pub(crate) sealer: SealerId,
-    /// The types and closures it was made with.
-    pub(crate) made_of: Vec<std::any::TypeId>,
-}
-
-/// Which sealer it is. Weak: a definition outlives its cache, and must not keep keys in memory.
-#[derive(Debug, Clone)]
-pub(crate) struct SealerId(pub(crate) Option<Weak<dyn Sealer>>);
-
-impl PartialEq for SealerId {
-    fn eq(&self, other: &Self) -> bool {
-        match (&self.0, &other.0) {
-            (Some(this), Some(other)) => std::ptr::addr_eq(this.as_ptr(), other.as_ptr()),
-            (this, other) => this.is_none() && other.is_none(),
-        }
-    }
-}
-
 /// The caches by domain. Weak: a cache keeps the registry's parts alive, and must not keep itself.
 #[derive(Debug, Default)]
 pub(crate) struct Domains(RwLock<BTreeMap<Arc<str>, Defined>>);
@@ -404,13 +381,12 @@ impl Domains {
         let mut domains = self.0.write();
         let known = domains.get(name);
         if let Some((defined, cache)) = known.and_then(|defined| Some((defined, defined.cache.upgrade()?))) {
-            let same = defined.definition == definition;
+            let checked = defined.definition.check(&definition);
             // Before the cache: its last owner may have left, and it is dropped here.
             drop(domains);
-            return same.then(|| cache.into_any().downcast().ok()).flatten().ok_or_else(|| {
-                let what = format!("cache domain `{name}`");
-                CacheError::configuration(what, "it was defined before, in another way")
-            });
+            let refuse = |reason| CacheError::configuration(format!("cache domain `{name}`"), reason);
+            checked.map_err(refuse)?;
+            return cache.into_any().downcast().map_err(|_| refuse(ANOTHER_WAY));
         }
         let dropped = known.map(|defined| Arc::clone(&defined.dropped)).unwrap_or_default();
         if known.is_some_and(|defined| defined.counters.loads.get() > 0) {
