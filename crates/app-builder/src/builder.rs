@@ -7,6 +7,7 @@ use tenant_cache::{Caches, Policy};
 
 use crate::assembly::{self, Foundation};
 use crate::error::AppError;
+use crate::plain_cache::PlainCache;
 use crate::services::{AppService, Coordination, Parts};
 use crate::{AppSettings, EnvSettings, SettingService};
 
@@ -134,7 +135,7 @@ impl AppServiceBuilder {
                 .rate_limiter
                 .unwrap_or_else(|| Arc::<dyn ConcurrencyService>::clone(&concurrency)),
             presence: self.presence.unwrap_or_else(|| Arc::<dyn ConcurrencyService>::clone(&concurrency)),
-            cache: foundation.cache,
+            cache: Arc::new(PlainCache(foundation.cache)),
             far: foundation.far,
             concurrency,
             coordination,

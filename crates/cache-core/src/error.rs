@@ -210,6 +210,12 @@ pub enum KeyError {
         /// Byte offset.
         at: usize,
     },
+    /// A key of what a service keeps beside the cache: a lock, a limit, the number of a group.
+    #[error("it begins with `{root}:`, which is reserved")]
+    Reserved {
+        /// What it begins with.
+        root: &'static str,
+    },
 }
 
 /// How a load of a read-through cache failed. Loader errors are never cached.

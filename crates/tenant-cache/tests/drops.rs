@@ -39,7 +39,9 @@ impl Drop for Loud {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct LoudKey(u32);
 
-static KEY_HOOK: Mutex<Option<Arc<dyn Fn(u32) + Send + Sync>>> = Mutex::new(None);
+type KeyHook = Arc<dyn Fn(u32) + Send + Sync>;
+
+static KEY_HOOK: Mutex<Option<KeyHook>> = Mutex::new(None);
 
 impl Drop for LoudKey {
     fn drop(&mut self) {
