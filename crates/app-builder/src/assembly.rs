@@ -50,6 +50,12 @@ fn in_memory(
     cache: Option<Arc<dyn CacheService>>,
     bus: Option<Arc<dyn InvalidationBus>>,
 ) -> Result<Foundation, AppError> {
+    if cache.as_ref().is_some_and(|own| own.bus().is_none()) && bus.is_none() {
+        tracing::warn!(
+            "the cache service is on no bus, and none was given: what other processes on it invalidate is heard of after \
+             `near_ttl` only"
+        );
+    }
     let bus = bus.unwrap_or_else(|| Arc::new(LocalBus::new()));
     let mut tasks = Tasks::default();
     let (cache, far): (Arc<dyn CacheService>, _) = match cache {

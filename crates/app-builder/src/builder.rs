@@ -7,6 +7,7 @@ use tenant_cache::{Caches, Policy};
 
 use crate::assembly::{self, Foundation};
 use crate::error::AppError;
+use crate::plain_cache::PlainCache;
 use crate::services::{AppService, Coordination, Parts};
 use crate::{AppSettings, EnvSettings, SettingService};
 
@@ -67,7 +68,9 @@ impl AppServiceBuilder {
         self
     }
 
-    /// Your own cache, in place of the one in memory or in Redis: the far tier of every cache domain.
+    /// Your own cache, in place of the one in memory or in Redis: the far tier of every cache domain. When several
+    /// processes share it, it must be on a bus, or [`bus`](Self::bus) must give one: without, what another process
+    /// invalidates is heard of after `near_ttl` only (and that is warned of).
     pub fn cache_service(mut self, cache: Arc<dyn CacheService>) -> Self {
         set(&mut self.cache, cache, "cache_service", &mut self.twice);
         self
@@ -132,7 +135,7 @@ impl AppServiceBuilder {
                 .rate_limiter
                 .unwrap_or_else(|| Arc::<dyn ConcurrencyService>::clone(&concurrency)),
             presence: self.presence.unwrap_or_else(|| Arc::<dyn ConcurrencyService>::clone(&concurrency)),
-            cache: foundation.cache,
+            cache: Arc::new(PlainCache(foundation.cache)),
             far: foundation.far,
             concurrency,
             coordination,

@@ -10,11 +10,13 @@
 //! | where settings come from | [`setting_service`]: [`SettingService`], [`EnvSettings`], [`MapSettings`] |
 //! | what can go wrong | [`error`]: [`AppError`] |
 //!
-//! Inside: `assembly` (in this process), `redis` (in Redis; feature `redis`), `shutdown` (background work).
+//! Inside: `assembly` (in this process), `redis` (in Redis; feature `redis`), `plain_cache` (what is handed out of the
+//! cache service), `shutdown` (background work).
 
 mod assembly;
 pub mod builder;
 pub mod error;
+mod plain_cache;
 #[cfg(feature = "redis")]
 mod redis;
 pub mod services;

@@ -7,6 +7,7 @@ use cache_core::bus::BusHealth;
 use cache_core::{CacheService, ConcurrencyService, Locks, Presence, RateLimits};
 use tenant_cache::Caches;
 
+use crate::plain_cache::PlainCache;
 use crate::shutdown::Tasks;
 use crate::{AppSettings, RateLimitPresets};
 
@@ -38,7 +39,7 @@ pub struct AppService(Arc<Parts>);
 
 #[derive(Debug)]
 pub(crate) struct Parts {
-    pub(crate) cache: Arc<dyn CacheService>,
+    pub(crate) cache: Arc<PlainCache>,
     pub(crate) far: Far,
     pub(crate) concurrency: Arc<dyn ConcurrencyService>,
     pub(crate) coordination: Coordination,
@@ -93,7 +94,7 @@ pub struct Health {
     /// The store that instances share; absent without one.
     pub l2: Option<TierHealth>,
     /// Whether this process hears what others change. While it does not, values come from the store or the
-    /// origin, not from memory.
+    /// origin, not from memory. Of a cache service of your own without a bus it says `Trusted`: there is nobody to hear.
     pub bus: BusHealth,
     /// How far locks, limits and presence reach.
     pub coordination: Coordination,
@@ -122,10 +123,14 @@ impl AppService {
         Self(Arc::new(parts))
     }
 
-    /// The cache of bytes: in memory, in Redis, or your own.
+    /// The cache of bytes: in memory, in Redis, or your own; with its bus.
+    ///
+    /// Keys of what the services keep beside it are refused ([`KeyError::Reserved`](cache_core::KeyError::Reserved)):
+    /// those that begin with `gen:`, `refresh:`, `lock:`, `limit:`, `presence:` or `cache:`. Those of the caches' entries
+    /// are not; to invalidate them is what [`Caches::invalidate_keys`] does, too.
     #[must_use]
     pub fn cache_service(&self) -> Arc<dyn CacheService> {
-        Arc::clone(&self.0.cache)
+        Arc::<PlainCache>::clone(&self.0.cache)
     }
 
     /// Locks, limits and presence as one; upcasts to each.

@@ -110,7 +110,8 @@ async fn each_part_can_be_replaced() {
         .build()
         .await
         .expect("the parts fit");
-    assert!(Arc::ptr_eq(&app.cache_service(), &cache));
+    app.cache_service().set("k", &1, None).await.expect("stored");
+    assert_eq!(cache.get::<u8>("k").await.expect("read"), Some(1), "it is one's own");
     let _held = all.acquire("job", &LockOptions::default()).await.expect("free");
     assert!(app.locks().try_acquire("job", &LockOptions::default()).await.expect("answers").is_none());
     let quota = Quota::fixed_window("one", 1, Duration::from_secs(60));

@@ -82,7 +82,10 @@ impl CacheError {
             Self::Backend(error) => error.kind.is_transient(),
             Self::Load(error) => !matches!(
                 error,
-                LoadError::Reentrant { .. } | LoadError::NoRuntime { .. } | LoadError::ShutDown { .. }
+                LoadError::Reentrant { .. }
+                    | LoadError::NoRuntime { .. }
+                    | LoadError::ShutDown { .. }
+                    | LoadError::Tags { .. }
             ),
             _ => false,
         }
@@ -213,6 +216,12 @@ pub enum KeyError {
         /// Byte offset.
         at: usize,
     },
+    /// A key of what a service keeps beside the cache: a lock, a limit, the number of a group.
+    #[error("it begins with `{root}:`, which is reserved")]
+    Reserved {
+        /// What it begins with.
+        root: &'static str,
+    },
 }
 
 /// How a load of a read-through cache failed. Loader errors are never cached.
@@ -259,5 +268,13 @@ pub enum LoadError {
     ShutDown {
         /// The domain whose load was ended.
         domain: Arc<str>,
+    },
+    /// The loader named groups that its answer cannot belong to: it would have to be stored without them.
+    #[error("the loader of cache domain `{domain}` named tags that cannot be: {reason}")]
+    Tags {
+        /// The domain whose loader it is.
+        domain: Arc<str>,
+        /// What is wrong with them. No tag is repeated: it may hold user data.
+        reason: Cow<'static, str>,
     },
 }

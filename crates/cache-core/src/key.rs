@@ -52,6 +52,25 @@ pub fn validate(key: &str) -> Result<(), KeyError> {
     }
 }
 
+/// Checks that a key or prefix names nothing that a service keeps beside the entries of the cache: it begins with none of
+/// `gen:`, `refresh:`, `lock:`, `limit:`, `presence:`, `cache:`, also behind the brace that keeps several in one slot.
+///
+/// ```
+/// use cache_core::key::check_plain;
+///
+/// assert!(check_plain("greeting").is_ok() && check_plain("locks:x").is_ok());
+/// assert!(check_plain("lock:x").is_err() && check_plain("{lock:x}:fence").is_err());
+/// ```
+///
+/// # Errors
+/// [`KeyError::Reserved`].
+pub fn check_plain(key: &str) -> Result<(), KeyError> {
+    let key = key.strip_prefix('{').unwrap_or(key);
+    let begins = |root: &&&str| key.strip_prefix(**root).is_some_and(|rest| rest.starts_with(':'));
+    let root = RESERVED_ROOTS.iter().filter(|root| !DOMAIN_ROOTS.contains(root)).find(begins);
+    root.map_or(Ok(()), |root| Err(KeyError::Reserved { root }))
+}
+
 /// Checks the name of a cache domain: 1 to [`MAX_DOMAIN_BYTES`] of `a-z 0-9 _ -`. A global domain may also
 /// have several parts joined by `:` when the first is `org` or `token`.
 ///

@@ -49,23 +49,25 @@ pub struct Changed<T> {
 }
 
 impl OrgResolver {
-    /// A resolver on a directory, with its three caches in `caches`.
+    /// A resolver on a directory, with its three caches in `caches`. Another one on the same `Arc` shares them.
     ///
     /// # Errors
     /// [`CacheError::Configuration`] when the domains `org`, `org:id` or `org:domain` are in use for something
-    /// else.
+    /// else, as by a resolver on another directory.
     pub fn new(caches: &Caches, directory: Arc<dyn OrgDirectory>) -> Result<Self, CacheError> {
+        // The loaders hold it: no other directory has its address as long as the caches are there.
+        let version = format!("directory {:p}", Arc::as_ptr(&directory));
         let (slugs, ids, domains) = (Arc::clone(&directory), Arc::clone(&directory), directory);
         Ok(Self {
-            by_slug: org_domain(caches, "org").load(move |slug: Slug| {
+            by_slug: org_domain(caches, "org", &version).load(move |slug: Slug| {
                 let directory = Arc::clone(&slugs);
                 async move { directory.org_by_slug(&slug).await }
             })?,
-            by_id: org_domain(caches, "org:id").load(move |id: OrgId| {
+            by_id: org_domain(caches, "org:id", &version).load(move |id: OrgId| {
                 let directory = Arc::clone(&ids);
                 async move { directory.org_by_id(&id).await }
             })?,
-            by_domain: org_domain(caches, "org:domain").load(move |domain: String| {
+            by_domain: org_domain(caches, "org:domain", &version).load(move |domain: String| {
                 let directory = Arc::clone(&domains);
                 async move { directory.org_by_domain(&domain).await }
             })?,
@@ -166,9 +168,11 @@ impl OrgResolver {
 fn org_domain<K: tenant_cache::CacheKey>(
     caches: &Caches,
     name: &str,
+    version: &str,
 ) -> tenant_cache::DomainBuilder<K, OrgContext> {
     caches
         .domain(name)
+        .version(version)
         .scope(Scope::Global)
         .ttl(ORG_TTL)
         .negative_ttl(Duration::from_secs(30))

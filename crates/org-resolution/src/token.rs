@@ -164,7 +164,7 @@ impl TokenService {
     ///
     /// # Errors
     /// [`CacheError::Configuration`] when the cap is zero or over [`TokenPolicy::MAX_CAP`], or the domain is in
-    /// use for something else.
+    /// use for something else, as by a service whose policy gives other lives. Several services may share it.
     pub fn new(
         caches: &Caches,
         validator: Arc<dyn TokenValidator>,
@@ -174,10 +174,13 @@ impl TokenService {
         if policy.cap.is_zero() || policy.cap > TokenPolicy::MAX_CAP {
             return Err(CacheError::configuration("token cache", "`cap` is zero or over 3 600 s"));
         }
+        // All that the lives depend on besides the cap.
+        let version = format!("skew {:?}, invalid for {:?}", policy.skew, policy.invalid_for);
         let policy = Arc::new(policy);
         let (lives, now) = (Arc::clone(&policy), clock.clone());
         let tokens = caches
             .domain("token")
+            .version(version)
             .scope(Scope::Global)
             .ttl(policy.cap)
             .ttl_by(move |_: &TokenDigest, token: Option<&CachedToken>| lives.life(token, now.unix_ms()))

@@ -162,3 +162,15 @@ async fn the_shared_tier_holds_sealed_secrets_only() {
     assert!(!acme.public().to_string().contains("api_key"));
     assert!(!format!("{acme:?}").contains("hunter2"));
 }
+
+/// Two resolvers on one directory share its caches; one on another directory is refused, and does not get the
+/// organisations of the first.
+#[tokio::test]
+async fn another_directory_is_refused() {
+    let (fleet, directory) = (fleet(), Directory::with([org("acme")]));
+    let (first, second) = (resolver(&fleet.here, &directory), resolver(&fleet.here, &directory));
+    first.by_slug(&slug("acme")).await.unwrap();
+    assert_eq!(second.by_slug(&slug("acme")).await.unwrap().source, Source::Near);
+    let error = org_resolution::OrgResolver::new(&fleet.here, Directory::with([org("acme")])).unwrap_err();
+    assert!(matches!(error, CacheError::Configuration { .. }), "{error:?}");
+}

@@ -17,6 +17,7 @@ use crate::background::Background;
 use crate::bulk::BulkFn;
 use crate::cache::TenantCache;
 use crate::changes::Listeners;
+use crate::definition::{Definition, MadeOf, SealerId};
 use crate::far::FarTier;
 use crate::hooks::Hooks;
 use crate::inner::{Inner, LifeBy, TagsBy};
@@ -25,10 +26,11 @@ use crate::labels::Meters;
 use crate::load::{FallbackFn, LoadFn, Loader, Resilience, Retry, load_fn};
 use crate::loaded::{LoadRequest, Loaded};
 use crate::near::NearTier;
-use crate::policy::{Mode, NegativeTier, Policy};
-use crate::registry::{Caches, Definition, SealerId};
+use crate::policy::{Mode, NegativeTier, Policy, validate_resilience};
+use crate::registry::Caches;
 use crate::single_flight::SingleFlight;
 use crate::stats::Counters;
+use crate::tag_numbers::TagNumbers;
 use crate::wrap::Wrapping;
 
 /// Defines a cache; begun by [`Caches::domain`], ended by [`load`](Self::load).
@@ -47,7 +49,8 @@ pub struct DomainBuilder<K, V> {
     fallback: Option<Box<FallbackFn<K, V>>>,
     bulk: Option<Arc<BulkFn<K, V>>>,
     hooks: Hooks<K>,
-    made_of: Vec<TypeId>,
+    version: Option<String>,
+    made_of: MadeOf,
 }
 
 impl<K, V> std::fmt::Debug for DomainBuilder<K, V> {
@@ -73,7 +76,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
             fallback: None,
             bulk: None,
             hooks: Hooks::default(),
-            made_of: vec![TypeId::of::<K>(), TypeId::of::<V>()],
+            version: None,
+            made_of: MadeOf::types(&[TypeId::of::<K>(), TypeId::of::<V>()]),
         }
     }
 
@@ -104,7 +108,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
     /// Life by key and outcome (`None`: there is no such thing), in place of [`ttl`](Self::ttl) and
     /// [`negative_ttl`](Self::negative_ttl). Zero: not cached.
     pub fn ttl_by(mut self, life: impl Fn(&K, Option<&V>) -> Duration + Send + Sync + 'static) -> Self {
-        self.made_of.push(type_of(&life));
+        self.made_of.function(&life);
         self.life_by = Some(LifeBy(Box::new(life)));
         self
     }
@@ -112,8 +116,11 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
     /// The tags of a key, at most 8: groups across domains, for
     /// [`invalidate_tag`](TenantCache::invalidate_tag). They follow from the key, because what a load may be
     /// stamped with must be known before it begins. Default: none.
+    ///
+    /// A key with more tags, or with one that is empty, over 512 bytes or has control characters, is not looked up or
+    /// stored: it is a [`CacheError::Configuration`] that names the domain and the limit.
     pub fn tags(mut self, tags: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) -> Self {
-        self.made_of.push(type_of(&tags));
+        self.made_of.function(&tags);
         self.tags_by = Some(TagsBy(Box::new(tags)));
         self
     }
@@ -204,14 +211,14 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
 
     /// Called on every hit; it runs in the lookup, so it must be quick. Default: none.
     pub fn on_hit(mut self, hook: impl Fn(&K, Source) + Send + Sync + 'static) -> Self {
-        self.made_of.push(type_of(&hook));
+        self.made_of.function(&hook);
         self.hooks.on_hit = Some(Box::new(hook));
         self
     }
 
     /// Called on every lookup that had to load; it runs in the lookup, so it must be quick. Default: none.
     pub fn on_miss(mut self, hook: impl Fn(&K) + Send + Sync + 'static) -> Self {
-        self.made_of.push(type_of(&hook));
+        self.made_of.function(&hook);
         self.hooks.on_miss = Some(Box::new(hook));
         self
     }
@@ -252,7 +259,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         mut self,
         fallback: impl Fn(&K, &LoadError) -> Option<V> + Send + Sync + 'static,
     ) -> Self {
-        self.made_of.push(type_of(&fallback));
+        self.made_of.function(&fallback);
         self.fallback = Some(Box::new(fallback));
         self
     }
@@ -266,7 +273,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         Fut: Future<Output = Result<HashMap<K, V>, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.made_of.push(type_of(&loader));
+        self.made_of.function(&loader);
         self.bulk = Some(Arc::new(move |keys| {
             let loaded = loader(keys);
             async move { loaded.await.map_err(|error| SharedSource::from(error.into())) }.boxed()
@@ -274,9 +281,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         self
     }
 
-    /// How values are written in the far tier. Default JSON.
+    /// How values are written in the far tier. Default JSON. Codecs of one type are told apart by their `Debug`.
     pub fn codec(mut self, codec: impl Codec<V> + 'static) -> Self {
-        self.made_of.push(type_of(&codec));
+        self.made_of.value(&codec);
         self.codec = Some(Arc::new(codec));
         self
     }
@@ -298,27 +305,39 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         self
     }
 
+    /// Says which definition this is, where that cannot be seen: the functions of two definitions are of one type and may
+    /// hold different things (another database). With one version in both they are the same, and the second gets the
+    /// cache of the first; whoever gives it answers for that. Needed only to define a domain again while its cache is
+    /// there. Default: none.
+    pub fn version(mut self, version: impl std::fmt::Display) -> Self {
+        self.version = Some(version.to_string());
+        self
+    }
+
     /// Ends the definition with the loader: what asks the origin for a key. `Ok(None)` is "there is no such
     /// thing"; errors are not cached. It runs in a task of its own, in the scope of the entry and nothing more of the
     /// request that happened to come first: for [`Scope::Global`] in none, for [`Scope::Tenant`] as the tenant without a
     /// user, and never with the caller's address or request id. Another cache that it asks for needs the same scope or a
     /// wider one; a narrower one fails with [`CacheError::NoTenant`] or [`CacheError::NoUser`].
     ///
-    /// Asking for a domain again in the same way gives the same cache.
+    /// Asking for a domain again in the same way gives the same cache, as long as somebody holds it: the registry does
+    /// not. Define it once and keep it; a cache that is defined for each request remembers nothing in memory.
     ///
     /// # Errors
     /// [`CacheError::Configuration`] when an option cannot work, or the domain was defined before in another
-    /// way: other types, options, loader.
-    pub fn load<F, Fut, E>(self, loader: F) -> Result<TenantCache<K, V>, CacheError>
+    /// way: other types, options, loader; or with functions that capture something, which cannot be compared, and
+    /// without a [`version`](Self::version) that says that it is the same.
+    pub fn load<F, Fut, E>(mut self, loader: F) -> Result<TenantCache<K, V>, CacheError>
     where
         F: Fn(K) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Option<V>, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
         V: Serialize + DeserializeOwned,
     {
+        self.made_of.function(&loader);
         let codec = self.codec.clone().unwrap_or_else(|| Arc::new(Json));
         let load = move |request: LoadRequest<K, V>| loader(request.key);
-        self.finish::<F>(load_fn(load), false, codec)
+        self.finish(load_fn(load), false, codec)
     }
 
     /// [`load`](Self::load) with a loader that sees the value it would replace, may answer that it has not
@@ -346,44 +365,48 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_with<F, Fut, E>(self, loader: F) -> Result<TenantCache<K, V>, CacheError>
+    pub fn load_with<F, Fut, E>(mut self, loader: F) -> Result<TenantCache<K, V>, CacheError>
     where
         F: Fn(LoadRequest<K, V>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Loaded<V>, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
         V: Serialize + DeserializeOwned,
     {
+        self.made_of.function(&loader);
         let codec = self.codec.clone().unwrap_or_else(|| Arc::new(Json));
-        self.finish::<F>(load_fn(loader), true, codec)
+        self.finish(load_fn(loader), true, codec)
     }
 
     /// [`load`](Self::load) for a [`local`](Self::local) cache, whose values need no serialised form.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_local<F, Fut, E>(self, loader: F) -> Result<TenantCache<K, V>, CacheError>
+    pub fn load_local<F, Fut, E>(mut self, loader: F) -> Result<TenantCache<K, V>, CacheError>
     where
         F: Fn(K) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Option<V>, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        self.made_of.function(&loader);
         let load = move |request: LoadRequest<K, V>| loader(request.key);
-        self.local().finish::<F>(load_fn(load), false, Arc::new(Unwritten))
+        self.local().finish(load_fn(load), false, Arc::new(Unwritten))
     }
 
-    /// Makes the cache, or finds the one that was made in the same way; `F` is the type of the user's loader.
-    fn finish<F: 'static>(
+    /// Makes the cache, or finds the one that was made in the same way.
+    fn finish(
         mut self,
         load: Arc<LoadFn<K, V>>,
         may_tag: bool,
         codec: Arc<dyn Codec<V>>,
     ) -> Result<TenantCache<K, V>, CacheError> {
         self.policy.validate(&self.name)?;
-        self.made_of.push(TypeId::of::<F>());
+        validate_resilience(&self.name, &self.resilience)?;
         let definition = Definition {
             policy: self.policy.clone(),
+            resilience: self.resilience,
+            version: self.version.take(),
             codec: format!("{codec:?}"),
-            sealer: SealerId(self.sealer.as_ref().map(Arc::downgrade)),
+            sealer: SealerId::of(self.sealer.as_ref()),
             made_of: std::mem::take(&mut self.made_of),
         };
         let (shared, name) = (Arc::clone(&self.caches.shared), Arc::clone(&self.name));
@@ -412,6 +435,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
             clock: shared.clock.clone(),
             generations: Arc::clone(&shared.generations),
             counters: Arc::clone(&counters),
+            tag_numbers: TagNumbers::of(&self.policy),
             wrapping: Wrapping {
                 compress_over: self.policy.compress_over,
                 max_bytes: self.policy.max_value_bytes,
@@ -436,17 +460,17 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
             codec,
             hooks: self.hooks,
             counters,
+            texts_to_check: CHECKED_TEXTS.into(),
             meters,
         })
     }
 }
 
+/// Keys of a cache whose text is checked.
+const CHECKED_TEXTS: usize = 32;
+
 /// Tenants whose group a cache finds without asking all groups of the process.
 const REMEMBERED_TENANTS: usize = 256;
-
-fn type_of<T: 'static>(_: &T) -> TypeId {
-    TypeId::of::<T>()
-}
 
 /// The codec of a cache that writes nothing.
 #[derive(Debug)]

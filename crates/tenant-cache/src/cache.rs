@@ -344,7 +344,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
         read: Option<FarRead<V>>,
     ) -> Result<Found<V>, CacheError> {
         let inner = &self.inner;
-        let key = inner.hooks.are_set().then(|| fetch.key.key.clone());
+        let key = inner.counts_keys().then(|| fetch.key.key.clone());
         let meter = fetch.ticket.meter.clone();
         let began = inner.shared.clock.now();
         let Answered { result, joined } = inner.look_up(fetch, read).await;
@@ -371,7 +371,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     pub(crate) fn fetch(&self, key: &K) -> Result<Fetch<K, V>, CacheError> {
         let inner = &self.inner;
         let of = |query: &NearQuery<'_, K>| {
-            let (text, ticket) = (inner.text(query.owner(), query.key)?, inner.ticket(query));
+            let (text, ticket) = (inner.text(query.owner(), query.key)?, inner.try_ticket(query)?);
             Ok(Fetch::new(Arc::clone(inner), query.to_key(), text, ticket, LoadStack::current()))
         };
         // The text of a key and its tags are functions of the user's.

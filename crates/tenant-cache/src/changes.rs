@@ -87,7 +87,14 @@ impl<K: CacheKey> Listeners<K> {
 
     pub(crate) fn on_change(&self, key: NearKey<K>, handler: Handler) -> HandlerGuard {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.handlers.write().entry(key.clone()).or_default().push((id, handler));
+        {
+            let mut handlers = self.handlers.write();
+            // Not by `entry`, which drops the key it was given under the lock when there is one.
+            match handlers.get_mut(&key) {
+                Some(of_key) => of_key.push((id, handler)),
+                None => drop(handlers.insert(key.clone(), vec![(id, handler)])),
+            }
+        }
         let handlers = Arc::downgrade(&self.handlers);
         HandlerGuard(Some(Box::new(move || forget(&handlers, &key, id))))
     }
@@ -126,11 +133,14 @@ impl<K: CacheKey> Listeners<K> {
 
 fn forget<K: CacheKey>(handlers: &Weak<RwLock<Handlers<K>>>, key: &NearKey<K>, id: u64) {
     let Some(handlers) = handlers.upgrade() else { return };
-    let mut handlers = handlers.write();
-    if let Some(of_key) = handlers.get_mut(key) {
-        of_key.retain(|(other, _)| *other != id);
-        if of_key.is_empty() {
-            handlers.remove(key);
-        }
-    }
+    // Dropped after the lock is given back: what a handler holds, and a key, may use the cache.
+    let (ended, entry) = {
+        let mut handlers = handlers.write();
+        let Some(of_key) = handlers.get_mut(key) else { return };
+        let at = of_key.iter().position(|(other, _)| *other == id);
+        let ended = at.map(|at| of_key.remove(at));
+        let entry = if of_key.is_empty() { handlers.remove_entry(key) } else { None };
+        (ended, entry)
+    };
+    drop((ended, entry));
 }

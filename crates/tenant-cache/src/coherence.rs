@@ -11,7 +11,7 @@ use crate::generation::{Generations, generation_key, tag_guard_key, tag_key};
 use crate::inner::Inner;
 use crate::key::{CacheKey, NearQuery};
 use crate::registry::Domains;
-use crate::stats::Stats;
+use crate::stats::{Counters, Stats};
 
 /// A cache whose types are not known: what the registry and the bus need of it.
 pub(crate) trait Domain: std::fmt::Debug + Send + Sync {
@@ -24,12 +24,16 @@ pub(crate) trait Domain: std::fmt::Debug + Send + Sync {
     /// A group was invalidated: tells who listens.
     fn tell_many(&self, tenant: Option<&TenantId>);
     fn stats(&self) -> Stats;
+    fn counters(&self) -> Arc<Counters>;
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static> Domain for Inner<K, V> {
     fn apply_key(&self, parts: &KeyParts<'_>) -> bool {
-        let Some(key) = K::from_text(&parts.key) else { return false };
+        // A key with another text is another one.
+        let Some(key) = K::from_text(&parts.key).filter(|key| key.to_text() == *parts.key) else {
+            return false;
+        };
         let (tenant, user) = match &parts.owner {
             Owner::Tenant(tenant) => (Some(tenant), None),
             Owner::User(tenant, user) => (Some(tenant), Some(user)),
@@ -64,6 +68,10 @@ impl<K: CacheKey, V: Send + Sync + 'static> Domain for Inner<K, V> {
 
     fn stats(&self) -> Stats {
         Inner::stats(self)
+    }
+
+    fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {

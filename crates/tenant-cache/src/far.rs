@@ -11,10 +11,11 @@ use futures_util::FutureExt;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::frame::{Frame, Stored};
-use crate::generation::{self, Chain, Generations};
+use crate::generation::{Chain, Generations};
 use crate::lease::{self, LeaseGuard};
 use crate::life::{Left, Life};
 use crate::stats::Counters;
+use crate::tag_numbers::TagNumbers;
 use crate::tasks::Tasks;
 use crate::wrap::Wrapping;
 
@@ -28,6 +29,7 @@ pub(crate) struct FarTier {
     pub(crate) counters: Arc<Counters>,
     pub(crate) wrapping: Wrapping,
     pub(crate) tasks: Arc<Tasks>,
+    pub(crate) tag_numbers: TagNumbers,
 }
 
 /// The entry that is asked for.
@@ -257,6 +259,10 @@ impl FarTier {
                 return Ok(Held::Dead(stamp));
             }
         };
+        if frame.generations.len() != numbers.len() {
+            self.counters.incompatible_entry();
+            return Ok(Held::Dead(stamp));
+        }
         if frame.generations != *numbers {
             *numbers = self.ask_numbers(asked.chain).boxed().await?;
             if frame.generations != *numbers {
@@ -283,23 +289,8 @@ impl FarTier {
         }
     }
 
-    /// A group's number from what was read, or a new one; remembered if nothing was invalidated meanwhile.
-    async fn number(&self, chain: &Chain, at: usize, bytes: Option<Bytes>) -> Result<u64, CacheError> {
-        let text = chain.text(at);
-        let read = match &bytes {
-            Some(bytes) => generation::read_and_renew(&*self.service, text, bytes, &self.clock).await?,
-            None => None,
-        };
-        let number = match read {
-            Some(number) => number,
-            None => generation::create(&self.service, &self.tasks, text, &self.clock).await?,
-        };
-        chain.learn(at, number);
-        Ok(number)
-    }
-
     /// Milliseconds since 1970 by the server's clock, so that instances agree on when an entry is dead.
-    fn server_ms(&self) -> u64 {
+    pub(crate) fn server_ms(&self) -> u64 {
         self.clock.unix_ms().saturating_add_signed(self.trust.server_offset_ms())
     }
 }

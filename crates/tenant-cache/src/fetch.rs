@@ -300,16 +300,20 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         };
         let (value, life) = self.judge(&loaded, stale);
         let found = Found { value, source: Source::Origin, stale: false };
-        let Some(tags) = self.late_tags(&loaded.tags, guard).await else {
+        let near_only = found.value.is_none() && self.cache.policy.negative_tier == NegativeTier::Near;
+        let stored_life = (!near_only && !life.is_zero()).then(|| life.whole());
+        let stored = stored_life.map(|life| (numbers, life));
+        let Some(tags) = self.late_tags(&loaded.tags, guard, stored).await else {
             self.cache.counters.refused_fills.one();
             return Ok(found);
         };
-        let near_only = found.value.is_none() && self.cache.policy.negative_tier == NegativeTier::Near;
-        let stamps = Stamps { numbers, tags: tags.stamped };
-        let stored = match near_only || life.is_zero() {
-            false => self.fill(far, hold.claim(), found.value.as_deref(), stamps, life).await,
+        let stored = match stored_life {
+            Some(_) => {
+                let stamps = Stamps { numbers: tags.numbers, tags: tags.stamped };
+                self.fill(far, hold.claim(), found.value.as_deref(), stamps, life).await
+            }
             // Nothing in place of what the claim saw: an older value that a refresh began with must not outlive it.
-            true => far.fill(&self.text, hold.claim(), Bytes::new(), Life::ZERO).await,
+            None => far.fill(&self.text, hold.claim(), Bytes::new(), Life::ZERO).await,
         };
         match stored {
             Ok(true) => {
@@ -323,10 +327,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
                 hold.filled();
                 self.cache.counters.refused_fills.one();
             }
-            Err(error) => {
-                self.cache.counters.far_failures.one();
-                tracing::debug!(domain = &*self.cache.domain, %error, "a loaded value was not stored");
-            }
+            Err(error) => self.cache.counters.not_stored(&error),
         }
         Ok(found)
     }
@@ -371,7 +372,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
     }
 
     async fn store_fenced(&self, far: &FarTier, payload: Bytes, life: Life) -> Result<bool, CacheError> {
-        let numbers = far.numbers(&self.ticket.chain).await?;
+        let mut numbers = far.numbers(&self.ticket.chain).await?;
+        far.settle(&self.ticket.chain, &mut numbers, life.whole()).await?;
         let frame = far.frame(self.asked(), Some(payload), Stamps { numbers, tags: Vec::new() }, life)?;
         let lease_for = self.cache.policy.lease_for;
         let claim = far.service.take_lease(&self.text, LeaseToken::random(), lease_for).await?;
@@ -383,7 +385,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         let guard = Guard::of(self);
         let loaded = self.load(stale.clone()).await?;
         let (value, life) = self.judge(&loaded, stale);
-        match self.late_tags(&loaded.tags, Some(guard)).await {
+        match self.late_tags(&loaded.tags, Some(guard), None).await {
             Some(tags) => {
                 self.remember(value.as_ref(), life.into(), &tags.chain);
             }
@@ -410,7 +412,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> Fetch<K, V> {
         let span = tracing::debug_span!("cache_load", domain = &*cache.domain);
         let request = LoadRequest { key: self.key.key.clone(), stale };
         let load = cache.loader.run(self.instead.as_deref(), request);
-        let loaded = LoadStack::current().end(load.instrument(span).await);
+        let loaded = load.instrument(span).await.and_then(|loaded| self.check_tags(loaded));
+        let loaded = LoadStack::current().end(loaded);
         if loaded.is_err() {
             cache.counters.load_failures.one();
         }

@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cache_core::key::{Owner, push_segment};
-use cache_core::{CacheError, CacheService, Claim, Clock, LeaseToken, Stamp, Ttl};
+use cache_core::{CacheError, CacheService, Claim, LeaseToken, Stamp, Ttl};
 
 use crate::lease::{Asked, LeaseGuard};
 use crate::sync::{AtomicU64, Mutex};
 use crate::tasks::Tasks;
 
-/// How long a number is kept after its last renewal: twice the longest life of an entry at least.
+/// How long the number of a domain or of everything is kept after its last renewal: twice the longest life of an entry.
+/// Those of tags live as long as what carries them; see [`TagNumbers`](crate::tag_numbers::TagNumbers).
 pub(crate) const GENERATION_TTL: Duration = Duration::from_secs(60 * 24 * 60 * 60);
 
 /// The longest life of an entry under generations.
@@ -31,6 +32,28 @@ const CREATE_LEASE: Duration = Duration::from_secs(1);
 /// Longer than a lease, so that one writer who vanished does not fail the next.
 const CREATE_WITHIN: Duration = Duration::from_secs(3);
 
+/// Stands for the number of a tag that has none. No group ever gets it.
+pub(crate) const NO_NUMBER: u64 = 0;
+
+/// A group's number in the far tier, and when it ends there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Number {
+    pub(crate) value: u64,
+    pub(crate) ends_ms: u64,
+}
+
+impl Number {
+    /// A new one, with so long to live.
+    fn random(now_ms: u64, life: Duration) -> Self {
+        Self { value: rand::random::<u64>().max(1), ends_ms: now_ms.saturating_add(life.as_millis() as u64) }
+    }
+
+    /// What is left of its life.
+    pub(crate) fn left(self, now_ms: u64) -> Duration {
+        Duration::from_millis(self.ends_ms.saturating_sub(now_ms))
+    }
+}
+
 /// One group, as this process knows it.
 ///
 /// `local` counts the group's invalidations seen here; a near entry is alive while the count is the one it
@@ -39,13 +62,16 @@ const CREATE_WITHIN: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(crate) struct Generation {
     text: Box<str>,
+    is_tag: bool,
     local: AtomicU64,
-    known: Mutex<Option<u64>>,
+    known: Mutex<Option<Number>>,
 }
 
 impl Generation {
     fn new(text: impl Into<Box<str>>) -> Arc<Self> {
-        Arc::new(Self { text: text.into(), local: AtomicU64::new(0), known: Mutex::new(None) })
+        let text = text.into();
+        let is_tag = text.starts_with(TAG_ROOT);
+        Arc::new(Self { text, is_tag, local: AtomicU64::new(0), known: Mutex::new(None) })
     }
 
     /// The count to remember before a load, and to compare on a hit.
@@ -59,7 +85,7 @@ impl Generation {
     }
 
     pub(crate) fn known(&self) -> Option<u64> {
-        *self.known.lock()
+        self.known.lock().map(|number| number.value)
     }
 
     /// The group was invalidated: nothing loaded before counts any more.
@@ -71,7 +97,7 @@ impl Generation {
 
     /// Remembers a number that was asked for when the count was `seen`, unless the group was invalidated
     /// since: the answer may be older than the message.
-    fn learn(&self, seen: u64, number: u64) {
+    fn learn(&self, seen: u64, number: Number) {
         let mut known = self.known.lock();
         if self.local() == seen {
             *known = Some(number);
@@ -115,9 +141,31 @@ impl Chain {
         self.0.iter().map(|(generation, _)| generation.known()).collect()
     }
 
-    pub(crate) fn learn(&self, at: usize, number: u64) {
+    pub(crate) fn learn(&self, at: usize, number: Number) {
         let (generation, seen) = &self.0[at];
         generation.learn(*seen, number);
+    }
+
+    /// Where the tags are.
+    pub(crate) fn tags(&self) -> impl Iterator<Item = usize> {
+        (0..self.len()).filter(|at| self.is_tag(*at))
+    }
+
+    pub(crate) fn is_tag(&self, at: usize) -> bool {
+        self.0[at].0.is_tag
+    }
+
+    /// The number of a group with its end, as far as it is known.
+    pub(crate) fn number(&self, at: usize) -> Option<Number> {
+        *self.0[at].0.known.lock()
+    }
+
+    /// Forgets a number that is no longer the group's.
+    pub(crate) fn unlearn(&self, at: usize, number: u64) {
+        let mut known = self.0[at].0.known.lock();
+        if known.is_some_and(|known| known.value == number) {
+            *known = None;
+        }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(Arc<Generation>, u64)> {
@@ -231,9 +279,11 @@ pub(crate) fn generation_key(tenant: Option<&str>, domain: &str) -> String {
     text
 }
 
+const TAG_ROOT: &str = "gen:g:";
+
 /// The far key of a tag's number.
 pub(crate) fn tag_key(tenant: Option<&str>, tag: &str) -> String {
-    let mut text = String::from("gen:g:");
+    let mut text = String::from(TAG_ROOT);
     if let Some(tenant) = tenant {
         push_segment(&mut text, tenant);
     }
@@ -261,7 +311,7 @@ pub(crate) fn tenant_of(owner: &Owner) -> Option<&str> {
     owner.tenant().map(cache_core::TenantId::as_str)
 }
 
-/// Makes sure that a number exists, and says it.
+/// Makes sure that a number exists, and says it; a new one has so long to live.
 ///
 /// # Errors
 /// Those of the far tier; [`CacheError::Timeout`] when somebody else begins to write it and never ends.
@@ -269,9 +319,10 @@ pub(crate) async fn create(
     far: &Arc<dyn CacheService>,
     tasks: &Arc<Tasks>,
     text: &str,
-    clock: &Clock,
-) -> Result<u64, CacheError> {
-    let created = tokio::time::timeout(CREATE_WITHIN, try_create(far, tasks, text, clock)).await;
+    now_ms: u64,
+    life: Duration,
+) -> Result<Number, CacheError> {
+    let created = tokio::time::timeout(CREATE_WITHIN, try_create(far, tasks, text, now_ms, life)).await;
     created.unwrap_or(Err(CacheError::Timeout { operation: "making a generation", after: CREATE_WITHIN }))
 }
 
@@ -279,8 +330,9 @@ async fn try_create(
     far: &Arc<dyn CacheService>,
     tasks: &Arc<Tasks>,
     text: &str,
-    clock: &Clock,
-) -> Result<u64, CacheError> {
+    now_ms: u64,
+    life: Duration,
+) -> Result<Number, CacheError> {
     let key = Arc::from(text);
     loop {
         let token = LeaseToken::random();
@@ -288,13 +340,13 @@ async fn try_create(
         let lease = LeaseGuard::arm(far, tasks, &key, token);
         match lease.answered(far.get_or_lease(text, token, CREATE_LEASE).await)? {
             Asked::Hit(bytes) => match read(&bytes) {
-                Some(stored) => return Ok(stored.number),
+                Some(number) => return Ok(number),
                 // Not ours: written over, like any entry that is none.
                 None => far.invalidate(text).await?,
             },
             Asked::Granted(lease) => {
-                let (number, claim) = (rand::random(), Claim::lease(token));
-                let filled = far.fill(text, &claim, write(number, clock), Ttl::For(GENERATION_TTL)).await?;
+                let number = Number::random(now_ms, life);
+                let filled = far.fill(text, lease.claim(), write(number), Ttl::For(life)).await?;
                 lease.disarm();
                 if filled {
                     return Ok(number);
@@ -305,7 +357,8 @@ async fn try_create(
     }
 }
 
-/// The number in stored bytes, renewing its life in passing when half of it is over.
+/// The number in stored bytes, given `life` in passing when less than `least` of its own is left. It stays the same
+/// number: what takes the place of one that is gone is written by [`create`] alone, and is another.
 ///
 /// # Errors
 /// Those of the far tier.
@@ -313,38 +366,44 @@ pub(crate) async fn read_and_renew(
     far: &dyn CacheService,
     text: &str,
     bytes: &Bytes,
-    clock: &Clock,
-) -> Result<Option<u64>, CacheError> {
-    let Some(stored) = read(bytes) else { return Ok(None) };
-    let age = clock.unix_ms().saturating_sub(stored.written_ms);
-    if Duration::from_millis(age) > GENERATION_TTL / 2 {
-        let claim = Claim::replacing(Stamp::of(bytes));
-        far.fill(text, &claim, write(stored.number, clock), Ttl::For(GENERATION_TTL)).await?;
+    now_ms: u64,
+    (least, life): (Duration, Duration),
+) -> Result<Option<Number>, CacheError> {
+    let Some(number) = read(bytes) else { return Ok(None) };
+    if number.left(now_ms) >= least {
+        return Ok(Some(number));
     }
-    Ok(Some(stored.number))
+    let renewed = Number { value: number.value, ..Number::random(now_ms, life) };
+    let stood = far.fill(text, &Claim::replacing(Stamp::of(bytes)), write(renewed), Ttl::For(life)).await?;
+    Ok(Some(if stood { renewed } else { number }))
 }
 
 /// Gives a group a new number. What carries another one is dead from now on.
 ///
 /// # Errors
 /// Those of the far tier.
-pub(crate) async fn renumber(far: &dyn CacheService, text: &str, clock: &Clock) -> Result<(), CacheError> {
-    far.set_bytes(text, write(rand::random(), clock), Ttl::For(GENERATION_TTL)).await
+pub(crate) async fn renumber(
+    far: &dyn CacheService,
+    text: &str,
+    now_ms: u64,
+    life: Duration,
+) -> Result<(), CacheError> {
+    far.set_bytes(text, write(Number::random(now_ms, life)), Ttl::For(life)).await
 }
 
-struct Stored {
-    number: u64,
-    written_ms: u64,
+/// With the number stands when it would have been written, had it [`GENERATION_TTL`] to live: what older versions
+/// read, who renew what is older than half of that.
+fn write(number: Number) -> Bytes {
+    let written_ms = number.ends_ms.saturating_sub(GENERATION_TTL.as_millis() as u64);
+    Bytes::from([number.value.to_be_bytes(), written_ms.to_be_bytes()].concat())
 }
 
-fn write(number: u64, clock: &Clock) -> Bytes {
-    Bytes::from([number.to_be_bytes(), clock.unix_ms().to_be_bytes()].concat())
-}
-
-fn read(bytes: &[u8]) -> Option<Stored> {
-    let (number, written_ms) = bytes.split_at_checked(8)?;
-    let number = u64::from_be_bytes(number.try_into().ok()?);
-    Some(Stored { number, written_ms: u64::from_be_bytes(written_ms.try_into().ok()?) })
+fn read(bytes: &[u8]) -> Option<Number> {
+    let (value, written_ms) = bytes.split_at_checked(8)?;
+    let value = u64::from_be_bytes(value.try_into().ok()?);
+    let written_ms = u64::from_be_bytes(written_ms.try_into().ok()?);
+    let ends_ms = written_ms.saturating_add(GENERATION_TTL.as_millis() as u64);
+    (value != NO_NUMBER).then_some(Number { value, ends_ms })
 }
 
 #[cfg(test)]
@@ -358,11 +417,12 @@ mod tests {
         let group = generations.domain(Some("acme"), "d");
         let chain = Chain::of([group.clone()]);
         group.bump();
-        chain.learn(0, 7);
+        let number = |value| Number { value, ends_ms: 1 };
+        chain.learn(0, number(7));
         assert_eq!(group.known(), None);
         assert!(!chain.stands());
         let chain = Chain::of([group.clone()]);
-        chain.learn(0, 8);
+        chain.learn(0, number(8));
         assert_eq!((group.known(), chain.stands()), (Some(8), true));
         generations.forget_all();
         assert_eq!((group.known(), chain.stands()), (None, false));

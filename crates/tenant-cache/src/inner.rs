@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cache_core::key::{KeyParts, Owner, validate};
@@ -24,6 +25,7 @@ use crate::policy::Policy;
 use crate::registry::Shared;
 use crate::single_flight::{LookupResult, SingleFlight};
 use crate::stats::{Counters, Stats};
+use crate::tags;
 
 /// The tags of a key.
 pub(crate) struct TagsBy<K>(pub(crate) Box<TagsFn<K>>);
@@ -48,6 +50,8 @@ pub(crate) struct Inner<K, V> {
     pub(crate) listeners: Listeners<K>,
     pub(crate) hooks: Hooks<K>,
     pub(crate) counters: Arc<Counters>,
+    /// Keys that are still to be checked for whether their text is read back.
+    pub(crate) texts_to_check: AtomicUsize,
     pub(crate) meters: Option<Meters>,
 }
 
@@ -96,21 +100,42 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         Ok(text.into())
     }
 
+    /// Counts a key whose text is not read back. The first keys tell of what type they are; all would cost a parsing
+    /// each.
+    #[cold]
+    fn check_text(&self, key: &K) {
+        let left = |left: usize| left.checked_sub(1);
+        if self.texts_to_check.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_ok()
+            && K::from_text(&key.to_text()).as_ref() != Some(key)
+        {
+            self.counters.lost_key();
+        }
+    }
+
     /// What stands now for a key; to be taken before anybody is asked.
-    pub(crate) fn ticket(&self, query: &NearQuery<'_, K>) -> Ticket {
+    ///
+    /// # Errors
+    /// [`CacheError::Configuration`] when an entry cannot carry the key's tags.
+    pub(crate) fn try_ticket(&self, query: &NearQuery<'_, K>) -> Result<Ticket, CacheError> {
         let (owner, generations) = (query.owner(), &self.shared.generations);
         let tenant = tenant_of(&owner);
         let domain = query.tenant.map(|tenant| self.group_of(tenant));
         let tags = match &self.tags_by {
             None => Vec::new(),
             Some(TagsBy(tags)) => {
-                let mut tags = tags(query.key);
-                tags.truncate(MAX_TAGS);
+                let tags = tags(query.key);
+                tags::check(tenant, &tags, MAX_TAGS).map_err(|error| error.of_key(&self.domain))?;
                 tags.iter().map(|tag| generations.tag(tenant, tag)).collect()
             }
         };
         let meter = self.meters.as_ref().map(|meters| meters.of(query.tenant));
-        self.near.ticket(query, domain, tags, meter)
+        Ok(self.near.ticket(query, domain, tags, meter))
+    }
+
+    /// [`try_ticket`](Self::try_ticket) for a key that had one before. Should its tags be others now, and unusable, it
+    /// is a ticket that never stands: nothing is kept under it.
+    pub(crate) fn ticket(&self, query: &NearQuery<'_, K>) -> Ticket {
+        self.try_ticket(query).unwrap_or_else(|_| self.near.ticket(query, None, Vec::new(), None).void())
     }
 
     /// The group of a tenant's entries here, without asking all groups of the process as long as it is remembered.
@@ -189,7 +214,12 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         if self.hooks.on_hit.is_some() { self.guarded(|| self.hooks.hit(key, Source::Near)) } else { Ok(()) }
     }
 
-    /// Counts a lookup that went past memory; `key` is for the hooks. The answer, unless a hook panics.
+    /// Whether [`count`](Self::count) has a use for the key.
+    pub(crate) fn counts_keys(&self) -> bool {
+        self.hooks.are_set() || self.texts_to_check.load(Ordering::Relaxed) > 0
+    }
+
+    /// Counts a lookup that went past memory; the key is for hooks and checks. The answer, unless one of them panics.
     pub(crate) fn count(&self, key: Option<&K>, landing: LookupResult<V>, joined: bool) -> LookupResult<V> {
         if joined {
             self.counters.coalesced.one();
@@ -211,10 +241,15 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         if landing.as_ref().is_ok_and(|found| found.stale) {
             self.counters.stale_served.one();
         }
-        if let Some(key) = key.filter(|_| self.hooks.are_set()) {
-            self.guarded(|| match hit {
-                Some(source) => self.hooks.hit(key, source),
-                None => self.hooks.miss(key),
+        if let Some(key) = key {
+            self.guarded(|| {
+                if self.texts_to_check.load(Ordering::Relaxed) > 0 {
+                    self.check_text(key);
+                }
+                match hit {
+                    Some(source) => self.hooks.hit(key, source),
+                    None => self.hooks.miss(key),
+                }
             })?;
         }
         landing

@@ -13,7 +13,9 @@ use crate::ambient;
 /// A type that can be the key of a tenant cache: anything that has a text form and is read back from it.
 ///
 /// Messages from other instances name entries by text, so a key must survive the round trip:
-/// `K::from_text(&k.to_text()) == Some(k)`. Implemented for everything that is `Display` and `FromStr`
+/// `K::from_text(&k.to_text()) == Some(k)`. The first keys of a cache are checked for it; one that does not is counted
+/// ([`Stats::lost_keys`](crate::Stats::lost_keys)) and told of once. What others invalidate is then looked for in all of
+/// memory, by text; two keys with one text share an entry. Implemented for everything that is `Display` and `FromStr`
 /// (`String`, integers, `Uuid`, your own ids); implement it by hand for other types.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the key of a tenant cache",

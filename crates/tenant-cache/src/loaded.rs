@@ -70,7 +70,8 @@ impl<V> Loaded<V> {
     }
 
     /// Puts the answer into a group for [`invalidate_tag`](crate::TenantCache::invalidate_tag), besides those of
-    /// its key; up to 8 in all.
+    /// its key; up to 8 in all. With more of them, or with one that can be none (empty, over 512 bytes, control
+    /// characters), the load has failed: [`LoadError::Tags`](cache_core::LoadError::Tags).
     ///
     /// A tag that nobody has met before (or that was invalidated a moment ago) costs one load more: whether it
     /// was invalidated *during* this load cannot be told, so the answer is given and stored nowhere. Tags that

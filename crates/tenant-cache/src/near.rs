@@ -5,6 +5,8 @@
 //! refused. Removing an entry spoils the tickets of its stripe of keys, under the lock in which inserts are
 //! checked and made; removing a group counts its [`Generation`] up, which every entry remembers.
 //!
+//! What leaves is dropped after the locks are given back: a user's `drop` may use the cache.
+//!
 //! Why not the cache library's placeholder guards: its `retain` leaves placeholders alone, so a bulk removal
 //! would let the old answer in; and a load must be able to outlive any one of its callers.
 
@@ -19,7 +21,7 @@ use crate::labels::Meter;
 use crate::life::{Left, Times};
 use crate::policy::Policy;
 use crate::stats::{Counters, EvictionCause};
-use crate::store::{Seen, Slot, Store};
+use crate::store::{Leaving, Seen, Slot, Store};
 use crate::sync::Mutex;
 
 const STRIPES: usize = 256;
@@ -119,8 +121,10 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
 
     /// Lets an entry be for a while that is due, because it is being seen to.
     pub(crate) fn defer(&self, query: &NearQuery<'_, K>, until: Tick) {
-        let _changing = self.stripes[self.stripe(query)].lock();
-        self.values.update(query, |slot| slot.times.attend = until.min(slot.times.serve_until));
+        let changing = self.stripes[self.stripe(query)].lock();
+        let leaving = self.values.update(query, |slot| slot.times.attend = until.min(slot.times.serve_until));
+        drop(changing);
+        drop(leaving);
     }
 
     /// What stands now. To be taken before the far tier is asked.
@@ -157,16 +161,20 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
         }
         let (wide, (tenant, tags)) = (ticket.wide, ticket.groups(self.wide.len()));
         let meter = ticket.meter.clone();
-        match answer {
+        let leaving: (Leaving<_, _>, Leaving<_, _>) = match answer {
             Remembered::Value(value) => {
-                self.absent.remove(&key.query(), EvictionCause::Replaced);
-                self.values.insert(key, Slot { value, times, wide, tenant, tags, meter, id: 0 }, now);
+                let absent = self.absent.remove(&key.query(), EvictionCause::Replaced);
+                let slot = Slot { value, times, wide, tenant, tags, meter, id: 0 };
+                (self.values.insert(key, slot, now), absent)
             }
             Remembered::Absent => {
-                self.values.remove(&key.query(), EvictionCause::Replaced);
-                self.absent.insert(key, Slot { value: (), times, wide, tenant, tags, meter, id: 0 }, now);
+                let value = self.values.remove(&key.query(), EvictionCause::Replaced);
+                let slot = Slot { value: (), times, wide, tenant, tags, meter, id: 0 };
+                (value, self.absent.insert(key, slot, now))
             }
-        }
+        };
+        drop(epoch);
+        drop(leaving);
         true
     }
 
@@ -174,16 +182,19 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
     pub(crate) fn remove(&self, query: &NearQuery<'_, K>) {
         let mut epoch = self.stripes[self.stripe(query)].lock();
         *epoch += 1;
-        self.values.remove(query, EvictionCause::Invalidated);
-        self.absent.remove(query, EvictionCause::Invalidated);
+        let value = self.values.remove(query, EvictionCause::Invalidated);
+        let absent = self.absent.remove(query, EvictionCause::Invalidated);
+        drop(epoch);
+        drop((value, absent));
     }
 
     /// Forgets every key that `matches`, and refuses all answers that are on their way. Linear in the size of
     /// the tier.
     pub(crate) fn remove_matching(&self, matches: impl Fn(&NearKey<K>) -> bool) {
         self.spoil_tickets();
-        self.values.remove_matching(&matches);
-        self.absent.remove_matching(&matches);
+        let values = self.values.remove_matching(&matches);
+        let absent = self.absent.remove_matching(&matches);
+        drop((values, absent));
     }
 
     /// Refuses all answers that are on their way.
@@ -216,6 +227,11 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
 }
 
 impl Ticket {
+    /// One under which nothing is kept.
+    pub(crate) fn void(self) -> Self {
+        Self { epoch: u64::MAX, ..self }
+    }
+
     /// For an entry that belongs to further groups.
     pub(crate) fn with_tags(&self, tags: &Chain) -> Self {
         Self { chain: self.chain.and(tags), ..self.clone() }

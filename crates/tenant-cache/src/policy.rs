@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use cache_core::{CacheError, Scope};
 
+use crate::load::Resilience;
+
 /// Which tiers a cache uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
@@ -160,6 +162,9 @@ impl Policy {
         if self.hard_timeout.is_some_and(|limit| limit.is_zero()) {
             return refuse("`hard_timeout` is zero: no lookup could load");
         }
+        if self.soft_timeout.zip(self.hard_timeout).is_some_and(|(soft, hard)| soft > hard) {
+            return refuse("`soft_timeout` is over `hard_timeout`: it would never be reached");
+        }
         Ok(())
     }
 
@@ -185,6 +190,29 @@ impl Policy {
         }
         life.mul_f64(1.0 - rand::random::<f64>() * self.jitter)
     }
+}
+
+/// Checks that what is done about a failing loader can work.
+///
+/// # Errors
+/// [`CacheError::Configuration`] that names the option.
+pub(crate) fn validate_resilience(domain: &str, resilience: &Resilience) -> Result<(), CacheError> {
+    let refuse =
+        |reason: &'static str| Err(CacheError::configuration(format!("cache domain `{domain}`"), reason));
+    let Resilience { retry, attempt_timeout, timeout } = resilience;
+    if timeout.is_some_and(|limit| limit.is_zero()) {
+        return refuse("`timeout` is zero: no load could end in time");
+    }
+    if attempt_timeout.is_some_and(|limit| limit.is_zero()) {
+        return refuse("`attempt_timeout` is zero: no load could end in time");
+    }
+    if attempt_timeout.zip(*timeout).is_some_and(|(attempt, all)| attempt > all) {
+        return refuse("`attempt_timeout` is over `timeout`: it would never be reached");
+    }
+    if retry.is_some_and(|retry| retry.max_delay < retry.min_delay) {
+        return refuse("`retry` has a longest pause that is shorter than its first");
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,24 +2,31 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use cache_core::key::{Owner, validate, validate_domain};
 use cache_core::{
-    CacheError, CacheService, Clock, Invalidation, InvalidationBus, Sealer, Subscription, TenantId, Trust,
+    CacheError, CacheService, Clock, Invalidation, InvalidationBus, Subscription, TenantId, Trust,
 };
 use parking_lot::RwLock;
 
 use crate::builder::DomainBuilder;
 use crate::cache::TenantCache;
 use crate::coherence::{Coherence, Domain};
-use crate::generation::{self, Generations, generation_key, tag_guard_key, tag_key};
+use crate::definition::{ANOTHER_WAY, Definition};
+use crate::generation::{self, GENERATION_TTL, Generations, generation_key, tag_guard_key, tag_key};
 use crate::key::CacheKey;
 use crate::labels::{Labels, TenantLabels};
 use crate::local_bus::Alone;
+use crate::once_warning::OnceWarning;
 use crate::pending::{self, Pending};
 use crate::policy::Policy;
-use crate::stats::Stats;
+use crate::stats::{Counters, Stats};
 use crate::tasks::Tasks;
+
+/// How long an invalidated tag keeps its new number when nothing is stored that carries it. Any time will do: what takes
+/// its place is as different from the old one.
+const RENUMBERED_TAG: Duration = Duration::from_secs(60 * 60);
 
 /// Makes the caches of a process and keeps them coherent with those of the others.
 ///
@@ -59,6 +66,10 @@ impl Caches {
     }
 
     /// Begins the definition of a domain's cache. The types are those the result is assigned to.
+    ///
+    /// The registry does not keep the cache: it lives, with all that it remembers, as long as somebody holds a handle.
+    /// Define a cache once and keep it; one that is defined for each request and dropped with it remembers nothing in
+    /// memory (and is warned of).
     pub fn domain<K: CacheKey, V: Send + Sync + 'static>(&self, name: &str) -> DomainBuilder<K, V> {
         DomainBuilder::new(self.clone(), name, self.shared.defaults.clone())
     }
@@ -164,7 +175,7 @@ impl Caches {
     ///
     /// # Cancel safety
     /// Loads are ended at the first poll; a future that is dropped later only stops waiting.
-    pub async fn shut_down(&self, limit: std::time::Duration) -> bool {
+    pub async fn shut_down(&self, limit: Duration) -> bool {
         self.shared.tasks.shut_down(limit).await
     }
 
@@ -216,12 +227,15 @@ impl Shared {
         text: &str,
         message: &Invalidation,
     ) -> Result<(), CacheError> {
+        let now_ms = self.clock.unix_ms().saturating_add_signed(self.trust.server_offset_ms());
+        let mut life = GENERATION_TTL;
         if let Invalidation::Tag { tenant, .. } = message {
             // First, or a load that began before could read the tag's new number and miss that it is new.
             let guard = tag_guard_key(tenant.as_ref().map(TenantId::as_str));
-            generation::renumber(far, &guard, &self.clock).await?;
+            generation::renumber(far, &guard, now_ms, life).await?;
+            life = RENUMBERED_TAG;
         }
-        generation::renumber(far, text, &self.clock).await
+        generation::renumber(far, text, now_ms, life).await
     }
 
     /// The cache of a domain: the one that is there, or the one that `make` makes.
@@ -247,6 +261,10 @@ pub struct CachesBuilder {
 
 impl CachesBuilder {
     /// The tier behind memory, shared by all instances that use the same store.
+    ///
+    /// One that is [on no bus](CacheService::bus), without a [`bus`](Self::bus) given, is fine for a single process
+    /// (and warned of): nothing tells this one of what another invalidates, so it goes on serving from memory for up to
+    /// `near_ttl`, and its bus says that all is well, because there is nobody to listen to.
     #[must_use]
     pub fn far(mut self, far: Arc<dyn CacheService>) -> Self {
         self.far = Some(far);
@@ -289,7 +307,15 @@ impl CachesBuilder {
     pub fn build(mut self) -> Result<Caches, CacheError> {
         let announced = self.far.as_ref().and_then(CacheService::bus);
         let bus = match (self.bus.take(), announced) {
-            (None, None) => Arc::new(Alone::default()),
+            (None, None) => {
+                if self.far.is_some() {
+                    tracing::warn!(
+                        "the far tier is on no bus, and none was given: what other processes on it invalidate is heard \
+                         of after `near_ttl` only"
+                    );
+                }
+                Arc::new(Alone::default())
+            }
             (Some(bus), None) | (None, Some(bus)) => bus,
             (Some(given), Some(announced)) if Arc::ptr_eq(&given, &announced) => given,
             _ => {
@@ -327,51 +353,37 @@ impl CachesBuilder {
     }
 }
 
-/// What two definitions of one domain must agree in.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Definition {
-    pub(crate) policy: Policy,
-    /// What the codec says of itself, its version included.
-    pub(crate) codec: String,
-    pub(crate) sealer: SealerId,
-    /// The types and closures it was made with.
-    pub(crate) made_of: Vec<std::any::TypeId>,
-}
-
-/// Which sealer it is. Weak: a definition outlives its cache, and must not keep keys in memory.
-#[derive(Debug, Clone)]
-pub(crate) struct SealerId(pub(crate) Option<Weak<dyn Sealer>>);
-
-impl PartialEq for SealerId {
-    fn eq(&self, other: &Self) -> bool {
-        match (&self.0, &other.0) {
-            (Some(this), Some(other)) => std::ptr::addr_eq(this.as_ptr(), other.as_ptr()),
-            (this, other) => this.is_none() && other.is_none(),
-        }
-    }
-}
-
 /// The caches by domain. Weak: a cache keeps the registry's parts alive, and must not keep itself.
 #[derive(Debug, Default)]
 pub(crate) struct Domains(RwLock<BTreeMap<Arc<str>, Defined>>);
 
-type Defined = (Definition, Weak<dyn Domain>);
+/// A definition, and the cache that was made of it.
+#[derive(Debug)]
+struct Defined {
+    definition: Definition,
+    cache: Weak<dyn Domain>,
+    /// What the cache has done, also when it is gone.
+    counters: Arc<Counters>,
+    /// That it was dropped and is made again.
+    dropped: Arc<OnceWarning>,
+}
 
 impl Domains {
     pub(crate) fn find(&self, name: &str) -> Option<Arc<dyn Domain>> {
-        self.0.read().get(name).and_then(|(_, domain)| domain.upgrade())
+        self.0.read().get(name).and_then(|defined| defined.cache.upgrade())
     }
 
     pub(crate) fn for_each(&self, act: impl Fn(&dyn Domain)) {
         self.for_each_named(|_, domain| act(domain));
     }
 
+    /// Without the lock: what is called may define a cache, and a cache whose last owner leaves meanwhile is dropped
+    /// here.
     fn for_each_named(&self, mut act: impl FnMut(&Arc<str>, &dyn Domain)) {
-        for (name, (_, domain)) in self.0.read().iter() {
-            if let Some(domain) = domain.upgrade() {
-                act(name, &*domain);
-            }
-        }
+        let living =
+            |(name, defined): (&Arc<str>, &Defined)| Some((Arc::clone(name), defined.cache.upgrade()?));
+        let all: Vec<(Arc<str>, Arc<dyn Domain>)> = self.0.read().iter().filter_map(living).collect();
+        all.iter().for_each(|(name, domain)| act(name, &**domain));
     }
 
     fn define<C: Domain + 'static>(
@@ -381,17 +393,28 @@ impl Domains {
         make: impl FnOnce() -> Result<C, CacheError>,
     ) -> Result<Arc<C>, CacheError> {
         let mut domains = self.0.write();
-        let there = domains.get(name).and_then(|(other, domain)| Some((other, domain.upgrade()?)));
-        if let Some((other, domain)) = there {
-            let same = (*other == definition).then(|| domain.into_any().downcast().ok()).flatten();
-            return same.ok_or_else(|| {
-                let what = format!("cache domain `{name}`");
-                CacheError::configuration(what, "it was defined before, in another way")
+        let known = domains.get(name);
+        if let Some((defined, cache)) = known.and_then(|defined| Some((defined, defined.cache.upgrade()?))) {
+            let checked = defined.definition.check(&definition);
+            // Before the cache: its last owner may have left, and it is dropped here.
+            drop(domains);
+            let refuse = |reason| CacheError::configuration(format!("cache domain `{name}`"), reason);
+            checked.map_err(refuse)?;
+            return cache.into_any().downcast().map_err(|_| refuse(ANOTHER_WAY));
+        }
+        let dropped = known.map(|defined| Arc::clone(&defined.dropped)).unwrap_or_default();
+        if known.is_some_and(|defined| defined.counters.loads.get() > 0) {
+            dropped.give(|| {
+                tracing::warn!(
+                    domain = &**name,
+                    "a cache is defined again after its last handle was dropped, and what it remembered with it: define \
+                     it once and keep it; told once"
+                );
             });
         }
         let cache = Arc::new(make()?);
-        let weak: Weak<C> = Arc::downgrade(&cache);
-        domains.insert(Arc::clone(name), (definition, weak));
+        let (counters, weak) = (cache.counters(), Arc::downgrade(&cache));
+        domains.insert(Arc::clone(name), Defined { definition, cache: weak, counters, dropped });
         Ok(cache)
     }
 }

@@ -6,9 +6,11 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use cache_core::CacheError;
 use metrics::{counter, histogram};
 
 use crate::answer::{Found, Source};
+use crate::once_warning::Warnings;
 use crate::single_flight::LookupResult;
 
 /// What a cache has done since it was made, in this process.
@@ -36,6 +38,14 @@ pub struct Stats {
     pub damaged: u64,
     /// Failures of the far tier, each answered from the loader.
     pub far_failures: u64,
+    /// Loaded values that the far tier cannot hold: larger than it accepts, or without a serialised form. They are
+    /// loaded again each time.
+    pub unstorable: u64,
+    /// Stored entries that belong to another number of groups: a version of the program is running whose definition
+    /// gives the key more tags, or fewer. Each version replaces the entries of the other.
+    pub incompatible_entries: u64,
+    /// Keys, among the first that were looked up, whose text is not read back as the same key.
+    pub lost_keys: u64,
     /// Lookups answered with a value past its fresh life.
     pub stale_served: u64,
     /// Refreshes begun in the background.
@@ -175,6 +185,11 @@ pub(crate) struct Counters {
     pub(crate) uncached_loads: Count,
     pub(crate) damaged: Count,
     pub(crate) far_failures: Count,
+    unstorable: Count,
+    incompatible: Count,
+    lost_keys: Count,
+    domain: Box<str>,
+    warnings: Warnings,
     pub(crate) stale_served: Count,
     pub(crate) refreshes: Count,
     evicted: [Count; 4],
@@ -210,6 +225,11 @@ impl Counters {
             uncached_loads: plain("cache_uncached_loads_total"),
             damaged: plain("cache_damaged_entries_total"),
             far_failures: plain("cache_far_failures_total"),
+            unstorable: plain("cache_unstorable_total"),
+            incompatible: plain("cache_incompatible_entries_total"),
+            lost_keys: plain("cache_lost_keys_total"),
+            domain: domain.into(),
+            warnings: Warnings::default(),
             stale_served: plain("cache_stale_served_total"),
             refreshes: plain("cache_refreshes_total"),
             evicted: [evicted("capacity"), evicted("expired"), evicted("invalidated"), evicted("replaced")],
@@ -227,6 +247,48 @@ impl Counters {
         };
         self.took[outcome].record(time);
         self.near_hits.tell();
+    }
+
+    /// A loaded value was not stored, because of this.
+    pub(crate) fn not_stored(&self, error: &CacheError) {
+        let (domain, warnings) = (&*self.domain, &self.warnings);
+        let warning = match error {
+            CacheError::ValueTooLarge { .. } => &warnings.too_large,
+            CacheError::Serialization(_) => &warnings.not_encodable,
+            _ => {
+                self.far_failures.one();
+                tracing::debug!(domain, %error, "a loaded value was not stored");
+                return;
+            }
+        };
+        self.unstorable.one();
+        warning.give(|| {
+            tracing::warn!(domain, %error, "a value cannot be stored and is loaded each time; told once, see `unstorable`");
+        });
+    }
+
+    /// A stored entry belongs to another number of groups.
+    pub(crate) fn incompatible_entry(&self) {
+        self.incompatible.one();
+        let domain = &*self.domain;
+        self.warnings.incompatible.give(|| {
+            tracing::warn!(
+                domain,
+                "a version with another number of `tags` uses the domain, and each replaces the other's entries;                  told once, see `incompatible_entries`"
+            );
+        });
+    }
+
+    /// The text of a key was not read back as the same key.
+    pub(crate) fn lost_key(&self) {
+        self.lost_keys.one();
+        let domain = &*self.domain;
+        self.warnings.lost_key.give(|| {
+            tracing::warn!(
+                domain,
+                "the text of a key is not read back as the same key (`Display` and `FromStr`, or `CacheKey`):                  what others invalidate is looked for in all of memory; told once, see `lost_keys`"
+            );
+        });
     }
 
     pub(crate) fn evicted(&self, cause: EvictionCause) -> &Count {
@@ -247,6 +309,9 @@ impl Counters {
             uncached_loads: self.uncached_loads.get(),
             damaged: self.damaged.get(),
             far_failures: self.far_failures.get(),
+            unstorable: self.unstorable.get(),
+            incompatible_entries: self.incompatible.get(),
+            lost_keys: self.lost_keys.get(),
             stale_served: self.stale_served.get(),
             refreshes: self.refreshes.get(),
             evicted_capacity: self.evicted(EvictionCause::Capacity).get(),

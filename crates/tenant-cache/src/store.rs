@@ -34,13 +34,27 @@ pub(crate) struct Slot<T> {
     pub(crate) id: u64,
 }
 
-/// The map. What is evicted is dropped outside of its locks: a value's own `drop` may take long.
+/// The map. What leaves it is handed to the caller, who drops it when it holds no lock any more: the `drop` of a
+/// user's value or key may take long, and may use the cache.
 pub(crate) struct Store<K, T> {
     /// Shared, so that a hit takes one count up and not one for each part of a slot.
     entries: Cache<NearKey<K>, Arc<Slot<T>>, UnitWeighter, DefaultHashBuilder, Collect>,
     shares: Option<Shares<K>>,
     next: AtomicU64,
     counters: Arc<Counters>,
+}
+
+/// What left the map, to be dropped outside of every lock.
+#[must_use = "it is to be dropped outside of the caller's locks"]
+pub(crate) struct Leaving<K, T> {
+    entries: Vec<(NearKey<K>, Arc<Slot<T>>)>,
+    keys: Vec<NearKey<K>>,
+}
+
+impl<K, T> Leaving<K, T> {
+    pub(crate) fn nothing() -> Self {
+        Self { entries: Vec::new(), keys: Vec::new() }
+    }
 }
 
 impl<K: CacheKey, T: Clone + Send + Sync> Store<K, T> {
@@ -66,12 +80,13 @@ impl<K: CacheKey, T: Clone + Send + Sync> Store<K, T> {
     }
 
     /// Puts an entry in, in place of the key's former one.
-    pub(crate) fn insert(&self, key: NearKey<K>, slot: Slot<T>, now: Tick) {
+    pub(crate) fn insert(&self, key: NearKey<K>, slot: Slot<T>, now: Tick) -> Leaving<K, T> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut left = Vec::new();
+        let mut leaving = Leaving::nothing();
         let mut fresh = true;
-        self.entries.insert_with_lifecycle(key.clone(), Arc::new(Slot { id, ..slot }), &mut left);
-        for (gone, slot) in &left {
+        let slot = Arc::new(Slot { id, ..slot });
+        self.entries.insert_with_lifecycle(key.clone(), slot, &mut leaving.entries);
+        for (gone, slot) in &leaving.entries {
             let cause = match *gone == key {
                 false => EvictionCause::Capacity,
                 true if now >= slot.times.serve_until => EvictionCause::Expired,
@@ -80,44 +95,70 @@ impl<K: CacheKey, T: Clone + Send + Sync> Store<K, T> {
             fresh &= *gone != key;
             self.counters.evicted(cause).one();
         }
-        let Some(shares) = &self.shares else { return };
-        left.iter().filter(|(gone, _)| *gone != key).for_each(|(gone, _)| shares.left(gone));
-        let Some(tenant) = key.tenant.clone() else { return };
-        shares.entered(&tenant, key, id, fresh);
-        self.keep_to_share(shares, &tenant);
+        match (&self.shares, key.tenant.clone()) {
+            (Some(shares), tenant) => {
+                let others = leaving.entries.iter().map(|(gone, _)| gone).filter(|gone| **gone != key);
+                others.for_each(|gone| shares.left(gone, &mut leaving.keys));
+                match tenant {
+                    Some(tenant) => {
+                        shares.entered(&tenant, key, id, fresh);
+                        self.keep_to_share(shares, &tenant, &mut leaving);
+                    }
+                    None => leaving.keys.push(key),
+                }
+            }
+            (None, _) => leaving.keys.push(key),
+        }
+        leaving
     }
 
     /// Changes an entry that is there. Whoever calls sees to it that nobody replaces it meanwhile.
-    pub(crate) fn update(&self, query: &NearQuery<'_, K>, change: impl FnOnce(&mut Slot<T>)) {
-        let Some(mut slot) = self.entries.peek(query) else { return };
-        change(Arc::make_mut(&mut slot));
-        // Gone again by now: then there is nothing to change.
-        let _ = self.entries.replace(query.to_key(), slot, true);
+    pub(crate) fn update(
+        &self,
+        query: &NearQuery<'_, K>,
+        change: impl FnOnce(&mut Slot<T>),
+    ) -> Leaving<K, T> {
+        let mut leaving = Leaving::nothing();
+        let Some(old) = self.entries.peek(query) else { return leaving };
+        let mut new = (*old).clone();
+        change(&mut new);
+        let (key, new) = (query.to_key(), Arc::new(new));
+        if let Err(gone) = self.entries.replace_with_lifecycle(key, new, true, &mut leaving.entries) {
+            // Gone again by now: then there is nothing to change.
+            leaving.entries.push(gone);
+        }
+        leaving.entries.push((query.to_key(), old));
+        leaving
     }
 
     /// Takes an entry out.
-    pub(crate) fn remove(&self, query: &NearQuery<'_, K>, cause: EvictionCause) {
-        if let Some((key, _)) = self.entries.remove(query) {
-            self.counters.evicted(cause).one();
-            self.shares.iter().for_each(|shares| shares.left(&key));
+    pub(crate) fn remove(&self, query: &NearQuery<'_, K>, cause: EvictionCause) -> Leaving<K, T> {
+        let mut leaving = Leaving::nothing();
+        if let Some(gone) = self.entries.remove(query) {
+            self.leave(gone, cause, &mut leaving);
         }
+        leaving
     }
 
-    /// Takes out every entry that was invalidated. Linear in the size of the map.
-    pub(crate) fn remove_matching(&self, matches: impl Fn(&NearKey<K>) -> bool) {
-        let removed = Mutex::new(Vec::new());
-        self.entries.retain(|key, _| {
-            let matched = matches(key);
-            if matched {
-                removed.lock().push(key.clone());
+    /// Takes out every entry that matches. Linear in the size of the map.
+    pub(crate) fn remove_matching(&self, matches: impl Fn(&NearKey<K>) -> bool) -> Leaving<K, T> {
+        // Only looked through here: what the map itself removes it drops under its lock.
+        let found = Mutex::new(Vec::new());
+        self.entries.retain(|key, slot| {
+            if matches(key) {
+                found.lock().push((key.clone(), slot.id));
             }
-            !matched
+            true
         });
-        let removed = removed.into_inner();
-        self.counters.evicted(EvictionCause::Invalidated).add(removed.len() as u64);
-        if let Some(shares) = &self.shares {
-            removed.iter().for_each(|key| shares.left(key));
+        let mut leaving = Leaving::nothing();
+        for (key, id) in found.into_inner() {
+            // What took the place of what was found was put in later, and stays.
+            if let Some(gone) = self.entries.remove_if(&key, |slot| slot.id == id) {
+                self.leave(gone, EvictionCause::Invalidated, &mut leaving);
+            }
+            leaving.keys.push(key);
         }
+        leaving
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -129,19 +170,28 @@ impl<K: CacheKey, T: Clone + Send + Sync> Store<K, T> {
         self.entries.is_empty()
     }
 
+    /// Counts an entry out that was taken out of the map.
+    fn leave(&self, gone: (NearKey<K>, Arc<Slot<T>>), cause: EvictionCause, leaving: &mut Leaving<K, T>) {
+        self.counters.evicted(cause).one();
+        self.shares.iter().for_each(|shares| shares.left(&gone.0, &mut leaving.keys));
+        leaving.entries.push(gone);
+    }
+
     /// Evicts a tenant's oldest entries until it is within its share. The map's locks and the shares' are never
     /// held at once.
-    fn keep_to_share(&self, shares: &Shares<K>, tenant: &TenantId) {
+    fn keep_to_share(&self, shares: &Shares<K>, tenant: &TenantId, leaving: &mut Leaving<K, T>) {
         while let Some((id, key)) = shares.over(tenant) {
-            if self.entries.remove_if(&key, |slot| slot.id == id).is_some() {
-                self.counters.evicted(EvictionCause::Capacity).one();
-                shares.left(&key);
+            if let Some(gone) = self.entries.remove_if(&key, |slot| slot.id == id) {
+                self.leave(gone, EvictionCause::Capacity, leaving);
             }
+            leaving.keys.push(key);
         }
         if let Some(order) = shares.overgrown(tenant) {
             let current =
                 |(id, key): &(u64, NearKey<K>)| self.entries.peek(key).is_some_and(|slot| slot.id == *id);
-            shares.restore(tenant, order.into_iter().filter(current).collect());
+            let (order, gone): (Order<K>, Order<K>) = order.into_iter().partition(current);
+            leaving.keys.extend(gone.into_iter().map(|(_, key)| key));
+            shares.restore(tenant, order, &mut leaving.keys);
         }
     }
 }
@@ -174,14 +224,15 @@ impl<K: CacheKey> Shares<K> {
         holding.order.push_back((id, key));
     }
 
-    /// Counts an entry out. A tenant without entries is forgotten.
-    fn left(&self, key: &NearKey<K>) {
+    /// Counts an entry out. A tenant without entries is forgotten, and its keys are handed out.
+    fn left(&self, key: &NearKey<K>, leaving: &mut Vec<NearKey<K>>) {
         let Some(tenant) = &key.tenant else { return };
         let mut tenants = self.tenants.lock();
         if let Some(holding) = tenants.get_mut(tenant) {
             holding.live = holding.live.saturating_sub(1);
             if holding.live == 0 {
-                tenants.remove(tenant);
+                let order = tenants.remove(tenant).map(|holding| holding.order).unwrap_or_default();
+                leaving.extend(order.into_iter().map(|(_, key)| key));
             }
         }
     }
@@ -200,11 +251,14 @@ impl<K: CacheKey> Shares<K> {
         (holding.order.len() > 2 * holding.live + 64).then(|| std::mem::take(&mut holding.order))
     }
 
-    /// Puts an order back in front of what came meanwhile.
-    fn restore(&self, tenant: &TenantId, mut order: Order<K>) {
-        if let Some(holding) = self.tenants.lock().get_mut(tenant) {
-            order.append(&mut holding.order);
-            holding.order = order;
+    /// Puts an order back in front of what came meanwhile, or hands its keys out when the tenant is gone.
+    fn restore(&self, tenant: &TenantId, mut order: Order<K>, leaving: &mut Vec<NearKey<K>>) {
+        match self.tenants.lock().get_mut(tenant) {
+            Some(holding) => {
+                order.append(&mut holding.order);
+                holding.order = order;
+            }
+            None => leaving.extend(order.into_iter().map(|(_, key)| key)),
         }
     }
 }
@@ -247,10 +301,10 @@ mod tests {
     /// Fills a store with what a quiet tenant uses, and then lets a noisy one write a million keys, each of which
     /// it reads again, so that they look worth keeping. How many each tenant holds then.
     fn after_the_noise(store: &Store<u64, u64>) -> (usize, usize) {
-        (0..200).for_each(|n| store.insert(key("quiet", n), slot(n), Tick::ZERO));
+        (0..200).for_each(|n| drop(store.insert(key("quiet", n), slot(n), Tick::ZERO)));
         for n in 0..1_000_000 {
             let noisy = key("noisy", n);
-            store.insert(noisy.clone(), slot(n), Tick::ZERO);
+            drop(store.insert(noisy.clone(), slot(n), Tick::ZERO));
             (0..3).for_each(|_| drop(store.get(&noisy.query())));
         }
         let held = |tenant: &str, upto: u64| {
@@ -283,8 +337,8 @@ mod tests {
     fn what_leaves_is_counted_out() {
         let store = store(Some(0.01));
         for round in 0..1_000 {
-            store.insert(key("a", round % 3), slot(round), Tick::ZERO);
-            store.remove(&key("a", (round + 1) % 3).query(), EvictionCause::Invalidated);
+            drop(store.insert(key("a", round % 3), slot(round), Tick::ZERO));
+            drop(store.remove(&key("a", (round + 1) % 3).query(), EvictionCause::Invalidated));
         }
         let held = (0..3).filter(|n| store.get(&key("a", *n).query()).is_some()).count();
         {
@@ -293,7 +347,7 @@ mod tests {
             assert_eq!(holding.live, held);
             assert!(holding.order.len() <= 2 * held + 64 + 1, "{}", holding.order.len());
         }
-        store.remove_matching(|_| true);
+        drop(store.remove_matching(|_| true));
         assert_eq!((store.len(), store.shares.as_ref().unwrap().tenants.lock().len()), (0, 0));
     }
 
@@ -305,15 +359,15 @@ mod tests {
             let stats = store.counters.snapshot();
             (stats.evicted_capacity, stats.evicted_expired, stats.evicted_invalidated, stats.evicted_replaced)
         };
-        store.insert(key("a", 1), slot(1), Tick::ZERO);
-        store.insert(key("a", 1), slot(2), Tick::ZERO);
+        drop(store.insert(key("a", 1), slot(1), Tick::ZERO));
+        drop(store.insert(key("a", 1), slot(2), Tick::ZERO));
         assert_eq!(counted(), (0, 0, 0, 1));
-        store.insert(key("a", 1), slot(3), Tick::from_nanos(100));
+        drop(store.insert(key("a", 1), slot(3), Tick::from_nanos(100)));
         assert_eq!(counted(), (0, 1, 0, 1));
-        store.remove(&key("a", 1).query(), EvictionCause::Invalidated);
-        store.remove(&key("a", 1).query(), EvictionCause::Invalidated);
+        drop(store.remove(&key("a", 1).query(), EvictionCause::Invalidated));
+        drop(store.remove(&key("a", 1).query(), EvictionCause::Invalidated));
         assert_eq!(counted(), (0, 1, 1, 1));
-        (0..3_000).for_each(|n| store.insert(key("a", n), slot(n), Tick::ZERO));
+        (0..3_000).for_each(|n| drop(store.insert(key("a", n), slot(n), Tick::ZERO)));
         assert_eq!(counted().0 as usize, 3_000 - store.len());
     }
 }

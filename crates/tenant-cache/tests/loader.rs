@@ -224,17 +224,6 @@ async fn a_tag_of_the_loader_invalidated_elsewhere_during_the_load_is_noticed() 
     assert_eq!(begin(&other).await.unwrap(), Some(2), "nothing old was stored");
 }
 
-/// E9: an entry with more tags than it can carry is not stored: dropping one of them would break a promise.
-#[tokio::test]
-async fn too_many_tags_are_not_stored() {
-    let hand = ManualClock::new();
-    let cache = with_loader(&caches(&hand, true), |_| {
-        Ok((0..9).fold(Loaded::value(1), |loaded, n| loaded.tag(format!("t{n}"))))
-    });
-    assert_eq!(get(&cache).await, (Some(1), Source::Origin));
-    assert_eq!(get(&cache).await, (Some(1), Source::Origin));
-}
-
 /// SG2: while the number of an entry's tag must be asked for, nothing invalid is served: the entry is judged with the
 /// number as the far tier has it, not with what this process last knew.
 #[tokio::test]

@@ -242,9 +242,9 @@ async fn nothing_old_is_kept_when_the_load_is_a_background_one() {
                 let what = format!("{event:?} at node {at} during a load behind {behind:?}");
                 event.happen(&fleet.nodes[at]).await;
                 assert_ne!(reader.peek(), Some(OLD), "{what}: not yet landed");
-                let fills = reader.far.calls(Method::Fill);
+                let before = offers(reader);
                 fleet.origin.release(1);
-                landed(reader, fills).await;
+                landed(reader, before).await;
                 fleet.old_is_nowhere(&what).await;
             }
         }
@@ -280,10 +280,15 @@ async fn who_comes_after_an_invalidation_joins_no_background_load() {
     }
 }
 
+/// The values that loads of a node have offered to the far tier, or have not because they knew them to be old.
+fn offers(node: &Node) -> u64 {
+    node.far.calls(Method::Fill) + node.cache.stats().refused_fills
+}
+
 /// Waits until a load of the node has offered its value to the far tier, and then to memory.
-async fn landed(node: &Node, fills_before: u64) {
+async fn landed(node: &Node, offers_before: u64) {
     let offered = async {
-        while node.far.calls(Method::Fill) == fills_before {
+        while offers(node) == offers_before {
             tokio::task::yield_now().await;
         }
         // Nothing that it does from here on waits for anybody.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use shuttle::thread;
 
 use super::under_every_schedule;
-use crate::generation::{Chain, Generation, Generations};
+use crate::generation::{Chain, Generation, Generations, Number};
 use crate::sync::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -30,7 +30,7 @@ impl Group {
     fn ask(&self) {
         let chain = Chain::of([Arc::clone(&self.group)]);
         let number = self.far.load(SeqCst);
-        chain.learn(0, number);
+        chain.learn(0, Number { value: number, ends_ms: u64::MAX });
     }
 
     /// What an invalidation does: a new number in the far tier, then the message.

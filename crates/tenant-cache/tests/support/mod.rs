@@ -8,6 +8,7 @@
 )]
 
 pub mod nodes;
+pub mod warned;
 pub mod watched;
 
 use std::collections::HashMap;
