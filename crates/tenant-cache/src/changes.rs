@@ -11,9 +11,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use cache_core::{TenantId, UserId};
 use futures_util::Stream;
 use parking_lot::RwLock;
-use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::RecvError;
 
+use crate::backlog::{Backlog, Next};
 use crate::key::{CacheKey, NearKey, NearQuery};
 
 /// Changes that a slow listener may be behind by; beyond, it is told that it missed some.
@@ -62,7 +61,7 @@ type Handler = Arc<dyn Fn() + Send + Sync>;
 
 /// Who listens to one cache. Costs nothing while nobody does.
 pub(crate) struct Listeners<K> {
-    stream: OnceLock<broadcast::Sender<Change<K>>>,
+    stream: OnceLock<Backlog<Change<K>>>,
     handlers: Arc<RwLock<Handlers<K>>>,
     next: AtomicU64,
 }
@@ -75,13 +74,13 @@ impl<K: CacheKey> Listeners<K> {
     }
 
     pub(crate) fn changes(&self) -> impl Stream<Item = Change<K>> + Send + use<K> {
-        let receiver = self.stream.get_or_init(|| broadcast::Sender::new(BACKLOG)).subscribe();
-        futures_util::stream::unfold(receiver, |mut receiver| async move {
-            match receiver.recv().await {
-                Ok(change) => Some((change, receiver)),
-                Err(RecvError::Lagged(_)) => Some((Change::Many { tenant: None }, receiver)),
-                Err(RecvError::Closed) => None,
-            }
+        let reader = self.stream.get_or_init(|| Backlog::new(BACKLOG)).reader();
+        futures_util::stream::unfold(reader, |mut reader| async move {
+            let change = match reader.next().await? {
+                Next::Item(change) => change,
+                Next::Missed => Change::Many { tenant: None },
+            };
+            Some((change, reader))
         })
     }
 
@@ -103,8 +102,7 @@ impl<K: CacheKey> Listeners<K> {
     pub(crate) fn tell_key(&self, query: &NearQuery<'_, K>) {
         if let Some(stream) = self.stream.get() {
             let (tenant, user) = (query.tenant.cloned(), query.user.cloned());
-            // An error says that nobody listens any more.
-            let _ = stream.send(Change::Key { tenant, user, key: query.key.clone() });
+            stream.push(Change::Key { tenant, user, key: query.key.clone() });
         }
         if self.handlers.read().is_empty() {
             return;
@@ -115,7 +113,7 @@ impl<K: CacheKey> Listeners<K> {
     /// Any number of entries were, of a tenant or of everybody.
     pub(crate) fn tell_many(&self, tenant: Option<&TenantId>) {
         if let Some(stream) = self.stream.get() {
-            let _ = stream.send(Change::Many { tenant: tenant.cloned() });
+            stream.push(Change::Many { tenant: tenant.cloned() });
         }
         self.call(|key| tenant.is_none() || key.tenant.as_ref() == tenant);
     }

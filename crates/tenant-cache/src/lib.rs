@@ -22,6 +22,7 @@
 pub mod ambient;
 mod answer;
 mod background;
+mod backlog;
 mod batch;
 mod builder;
 mod bulk;

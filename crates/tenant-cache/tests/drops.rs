@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -11,9 +12,9 @@ use std::thread;
 use std::time::Duration;
 
 use cache_core::{ManualClock, Scope};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use support::of;
-use tenant_cache::{Caches, HandlerGuard, TenantCache};
+use tenant_cache::{Caches, Change, HandlerGuard, TenantCache};
 
 /// Long enough for any machine; only a deadlock takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -309,6 +310,65 @@ fn a_keys_drop_may_use_the_cache() {
         *KEY_HOOK.lock().unwrap() = None;
     });
     assert!(ended.is_some(), "a key's drop hangs");
+}
+
+/// What a listener has not read, and is too far behind for, leaves the backlog outside of its lock, too.
+#[test]
+fn what_leaves_the_backlog_may_use_the_cache() {
+    let ended = ends(|| {
+        let caches = Caches::in_memory();
+        let numbers: TenantCache<SlyKey, u32> = caches
+            .domain("numbers")
+            .scope(Scope::Tenant)
+            .load_local(|key: SlyKey| async move { Ok::<_, std::io::Error>(Some(key.0)) })
+            .unwrap();
+        let mut behind = Box::pin(numbers.changes());
+        let theirs = numbers.clone();
+        SLY_HOOK.set(Some(Box::new(move || now(theirs.invalidate(&SlyKey(0))).unwrap())));
+        (1..3_000).for_each(|key| now(numbers.invalidate(&SlyKey(key))).unwrap());
+        // Else each change that is read would make another one.
+        SLY_HOOK.set(None);
+        let first = behind.next().now_or_never().flatten();
+        let all =
+            first.iter().count() + std::iter::from_fn(|| behind.next().now_or_never().flatten()).count();
+        drop(behind);
+        now(numbers.invalidate(&SlyKey(1))).unwrap();
+        (first, all)
+    });
+    let (first, all) = ended.expect("the drop of a change hangs");
+    assert_eq!((first, all), (Some(Change::Many { tenant: None }), 1_025));
+}
+
+thread_local! {
+    static SLY_HOOK: RefCell<Option<Box<dyn Fn()>>> = const { RefCell::new(None) };
+}
+
+/// A key whose drop, in a thread with a hook, invalidates another one.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct SlyKey(u32);
+
+impl Drop for SlyKey {
+    fn drop(&mut self) {
+        let _: Result<(), _> = SLY_HOOK.try_with(|hook| {
+            if let Some(hook) = &*hook.borrow() {
+                once(hook);
+            }
+        });
+    }
+}
+
+impl fmt::Display for SlyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for SlyKey {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
 }
 
 /// What a handler of changes holds is dropped outside of the handlers' lock.
