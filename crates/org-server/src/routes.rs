@@ -1,9 +1,10 @@
 //! The routes, and what every request passes on its way to them.
 //!
 //! ```text
-//! request ─► door (time, counts) ─► OrgLayer (whose is it?) ─┬─► /healthz /readyz /metrics   health
-//!                                                            ├─► /v1/…   limit `api` ─► v1
-//!                                                            └─► /admin/…  token ─► limit `mutation` ─► admin_*
+//! request ─► door (counts) ─┬─► /healthz
+//!                           └─► door (time) ─► OrgLayer (whose is it?) ─┬─► /readyz /metrics   health
+//!                                                                       ├─► /v1/…   limit `api` ─► v1
+//!                                                                       └─► /admin/…  token ─► limit `mutation` ─► admin_*
 //! ```
 //!
 //! | you look for | module |
@@ -46,7 +47,6 @@ const EXEMPT: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/admin"];
 /// The whole service. It needs the peer's address: serve it with connect info.
 pub fn router(state: AppState, settings: &ServerSettings) -> Router {
     let routes = Router::new()
-        .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(health::metrics))
         .nest("/v1", v1_routes(&state))
@@ -58,9 +58,13 @@ pub fn router(state: AppState, settings: &ServerSettings) -> Router {
         .with_state(state.clone());
     // Around the routes: the path form is taken off before routing.
     let resolved = OrgLayer::new(sources(settings), state.orgs().resolver().clone()).layer(routes);
+    let timed = Router::new().fallback_service(resolved).layer(from_fn_with_state(state, door::in_time));
+    // Not among the requests that wait for a place: a busy server is alive.
     Router::new()
-        .fallback_service(resolved)
-        .layer(from_fn_with_state(state, door::in_time))
+        .route("/healthz", get(health::healthz))
+        .method_not_allowed_fallback(door::method_not_allowed)
+        .layer(from_fn(door::named))
+        .fallback_service(timed)
         .layer(from_fn(door::counted))
 }
 

@@ -87,7 +87,8 @@ async fn serve(settings: ServerSettings, say: fn(&str)) -> Result<(), RunError> 
     for line in &server.greeting {
         say(line);
     }
-    Ok(server.run(stop).await?)
+    server.run(stop).await;
+    Ok(())
 }
 
 async fn import(settings: ServerSettings, file: &Path, say: fn(&str)) -> Result<(), RunError> {

@@ -8,6 +8,8 @@ use app_builder::{AppError, AppServiceBuilder};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
 
+use crate::accept;
+use crate::accept::places::Places;
 use crate::first_start::{self, Made, MakeError};
 use crate::import::ImportError;
 use crate::orgs::{Orgs, OrgsError};
@@ -119,15 +121,12 @@ impl Server {
     /// Answers requests until `stop` completes. Then it is not ready any more, goes on for the time that load
     /// balancers need to see that, accepts nothing new, and gives requests in flight their time to end.
     ///
-    /// # Errors
-    /// [`ServeError::Io`] when the listener failed.
-    ///
     /// # Cancel safety
-    /// Dropping the future closes the listener and drops the requests in flight; changes run to their end.
-    pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
+    /// Dropping the future closes the listener; connections that are open go on by themselves, changes to their end.
+    pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) {
         let Self { listener, state, settings, .. } = self;
-        let app =
-            routes::router(state.clone(), &settings).into_make_service_with_connect_info::<SocketAddr>();
+        let app = routes::router(state.clone(), &settings);
+        let places = Places::new("public", settings.connections, settings.trusted_proxies.clone());
         let (closing, closed) = tokio::sync::oneshot::channel::<()>();
         let (stopping, delay) = (state.clone(), settings.shutdown_delay);
         let until = async move {
@@ -138,19 +137,17 @@ impl Server {
             // The receiver lives as long as the server below.
             let _ = closing.send(());
         };
-        let serving = axum::serve(listener, app).with_graceful_shutdown(until);
+        let serving = accept::serve(listener, app, places, until);
         let limit = settings.shutdown_timeout;
-        let served = tokio::select! {
-            served = serving.into_future() => served,
+        tokio::select! {
+            () = serving => {}
             () = out_of_time(closed, limit) => {
                 tracing::warn!(?limit, "requests were still in flight after the time to stop");
-                Ok(())
             }
             never = upkeep(&state) => match never {},
         };
         state.finish(limit).await;
         tracing::info!("stopped");
-        Ok(served?)
     }
 
     async fn greet(&mut self) -> Result<(), ServeError> {

@@ -10,6 +10,9 @@ use app_builder::{AppSettings, SettingError, SettingService, SettingServiceExt};
 use org_resolution::TrustedProxies;
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::accept::ConnectionPolicy;
+use crate::accept::places::open_files;
+
 /// Where the database is unless told otherwise.
 pub const DEFAULT_DATABASE_URL: &str = "sqlite://data/orgs.db?mode=rwc";
 /// Where the server listens unless told otherwise: reachable from this machine alone.
@@ -38,6 +41,9 @@ pub struct ServerSettings {
     pub request_timeout: Duration,
     /// `MAX_REQUESTS`: how many requests are answered at once; one more gets 503. Default 4096.
     pub max_requests: usize,
+    /// `HEADER_TIMEOUT`, `IDLE_TIMEOUT`, `WRITE_TIMEOUT`, `MAX_CONNECTIONS`, `MAX_CONNECTIONS_PER_CLIENT`: bounds on
+    /// the connections of a listener.
+    pub connections: ConnectionPolicy,
     /// `SHUTDOWN_TIMEOUT`: how long requests in flight may still take when the server is told to stop.
     /// Default 10 s.
     pub shutdown_timeout: Duration,
@@ -56,12 +62,7 @@ impl ServerSettings {
     pub fn read(source: &dyn SettingService) -> Result<Self, SettingError> {
         let bind_addr =
             source.parsed("BIND_ADDR", "an address such as `127.0.0.1:8080`", |text| text.parse().ok())?;
-        let duration = |name, default| {
-            let expected = "a time over zero such as `10s` or `500ms`";
-            let read =
-                source.parsed(name, expected, |text| parse_duration(text).filter(|time| !time.is_zero()));
-            read.map(|time| time.unwrap_or(default))
-        };
+        let duration = |name, default| read_duration(source, name, default);
         Ok(Self {
             bind_addr: bind_addr.unwrap_or(DEFAULT_BIND_ADDR),
             database_url: source.secret("DATABASE_URL")?.unwrap_or_else(|| DEFAULT_DATABASE_URL.into()),
@@ -74,11 +75,8 @@ impl ServerSettings {
             master_key: source.secret("ORG_MASTER_KEY")?,
             admin_token: read_admin_token(source)?,
             request_timeout: duration("REQUEST_TIMEOUT", Duration::from_secs(10))?,
-            max_requests: source
-                .parsed("MAX_REQUESTS", "a number from 1 to 1000000", |text| {
-                    text.parse().ok().filter(|count| (1..=1_000_000).contains(count))
-                })?
-                .unwrap_or(4096),
+            max_requests: read_count(source, "MAX_REQUESTS", 4096)?,
+            connections: read_connections(source)?,
             shutdown_timeout: duration("SHUTDOWN_TIMEOUT", Duration::from_secs(10))?,
             shutdown_delay: read_delay(source)?,
             app: AppSettings::read(source)?,
@@ -110,11 +108,45 @@ impl fmt::Debug for ServerSettings {
             .field("admin_token", &given(&self.admin_token))
             .field("request_timeout", &self.request_timeout)
             .field("max_requests", &self.max_requests)
+            .field("connections", &self.connections)
             .field("shutdown_timeout", &self.shutdown_timeout)
             .field("shutdown_delay", &self.shutdown_delay)
             .field("app", &self.app)
             .finish()
     }
+}
+
+fn read_connections(source: &dyn SettingService) -> Result<ConnectionPolicy, SettingError> {
+    let default = ConnectionPolicy::default();
+    let policy = ConnectionPolicy {
+        head_timeout: read_duration(source, "HEADER_TIMEOUT", default.head_timeout)?,
+        idle_timeout: read_duration(source, "IDLE_TIMEOUT", default.idle_timeout)?,
+        write_timeout: read_duration(source, "WRITE_TIMEOUT", default.write_timeout)?,
+        connections: read_count(source, "MAX_CONNECTIONS", default.connections)?,
+        per_client: read_count(source, "MAX_CONNECTIONS_PER_CLIENT", default.per_client)?,
+        ..default
+    };
+    if let Some(files) = open_files().filter(|files| *files <= policy.connections) {
+        tracing::warn!(files, "MAX_CONNECTIONS is not below the limit of open files (`ulimit -n`)");
+    }
+    Ok(policy)
+}
+
+fn read_duration(
+    source: &dyn SettingService,
+    name: &str,
+    default: Duration,
+) -> Result<Duration, SettingError> {
+    let expected = "a time over zero such as `10s` or `500ms`";
+    let read = source.parsed(name, expected, |text| parse_duration(text).filter(|time| !time.is_zero()));
+    read.map(|time| time.unwrap_or(default))
+}
+
+fn read_count(source: &dyn SettingService, name: &str, default: usize) -> Result<usize, SettingError> {
+    let read = source.parsed(name, "a number from 1 to 1000000", |text| {
+        text.parse().ok().filter(|count| (1..=1_000_000).contains(count))
+    })?;
+    Ok(read.unwrap_or(default))
 }
 
 /// Zero is fine here.
@@ -175,6 +207,8 @@ mod tests {
             ("REQUEST_TIMEOUT", "soon"),
             ("SHUTDOWN_TIMEOUT", "0"),
             ("MAX_REQUESTS", "0"),
+            ("MAX_CONNECTIONS", "0"),
+            ("HEADER_TIMEOUT", "0s"),
             ("CACHE_BACKEND", "disk"),
         ] {
             assert_eq!(read(&[(name, value)]).expect_err(name).setting(), name);

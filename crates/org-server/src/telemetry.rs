@@ -1,8 +1,10 @@
 //! Logs and metrics of the process.
 
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
 
 /// Boundaries of all times, in seconds: from a look into memory to a request that is given up.
@@ -37,4 +39,44 @@ pub fn logs() {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
     // Refused when a subscriber is there already, as in tests: it then stays.
     let _ = logs.try_init();
+}
+
+/// Keeps a log line that anybody can provoke to one in [`EVERY`](Self::EVERY).
+#[derive(Debug, Default)]
+pub(crate) struct Seldom(Mutex<Said>);
+
+#[derive(Debug, Default)]
+struct Said {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Seldom {
+    /// Between two lines.
+    const EVERY: Duration = Duration::from_secs(10);
+
+    /// The number of lines that were left out since the last one, when it is time for the next.
+    pub(crate) fn may_say(&self) -> Option<u64> {
+        let mut said = self.0.lock();
+        if said.last.is_some_and(|last| last.elapsed() < Self::EVERY) {
+            said.unsaid += 1;
+            return None;
+        }
+        said.last = Some(Instant::now());
+        Some(std::mem::take(&mut said.unsaid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A line that is provoked again and again is written once, with the number of the others later.
+    #[test]
+    fn a_provoked_line_is_seldom() {
+        let seldom = Seldom::default();
+        assert_eq!((seldom.may_say(), seldom.may_say(), seldom.may_say()), (Some(0), None, None));
+        seldom.0.lock().last = None;
+        assert_eq!(seldom.may_say(), Some(2));
+    }
 }

@@ -6,4 +6,5 @@ mod fencing;
 mod fleet;
 mod presence;
 mod routes;
+mod sockets;
 mod store;

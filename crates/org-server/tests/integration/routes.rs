@@ -461,6 +461,7 @@ async fn one_request_too_many_is_turned_away() {
     let away = server.org("acme").await;
     away.is_problem(503, "store_unavailable");
     assert!(!away.header("retry-after").is_empty());
+    assert_eq!(server.get("/healthz").send().await.is(200).text, "ok\n", "a busy server is alive");
     drop(place);
     server.org("acme").await.is(200);
 }
