@@ -12,7 +12,7 @@
 //! | `CACHE_TTL` | life of an entry that does not say otherwise | `300s` |
 //! | `CACHE_CAPACITY` | entries of the in-process backend | `10000` |
 //! | `CACHE_NEAR_TTL` · `CACHE_NEAR_CAPACITY` | life and entries of a domain's near tier | `10s` · `1000` |
-//! | `RATE_LIMIT_API` · `_AUTH` · `_MFA` · `_MUTATION` | `LIMIT/TIME` of a preset, e.g. `10000/60s` | the preset's |
+//! | `RATE_LIMIT_API` · `_AUTH` · `_MFA` · `_MUTATION` · `_NAMES` | `LIMIT/TIME` of a preset, e.g. `10000/60s` | the preset's |
 //!
 //! Times are a whole number with `ms`, `s`, `m` or `h`; a bare number is seconds.
 
@@ -122,11 +122,25 @@ pub struct RateLimitPresets {
     pub mfa: Quota,
     /// Writes. Default [`Quota::mutation`].
     pub mutation: Quota,
+    /// Names of organisations that nobody has. Default a token bucket, 100 per minute; local while the store is away.
+    pub names: Quota,
+}
+
+impl RateLimitPresets {
+    fn unknown_names() -> Quota {
+        Quota::token_bucket("names", 100, Duration::from_secs(60))
+    }
 }
 
 impl Default for RateLimitPresets {
     fn default() -> Self {
-        Self { api: Quota::api(), auth: Quota::auth(), mfa: Quota::mfa(), mutation: Quota::mutation() }
+        Self {
+            api: Quota::api(),
+            auth: Quota::auth(),
+            mfa: Quota::mfa(),
+            mutation: Quota::mutation(),
+            names: Self::unknown_names(),
+        }
     }
 }
 
@@ -168,6 +182,7 @@ impl RateLimitPresets {
             auth: read_quota(source, "RATE_LIMIT_AUTH", Quota::auth())?,
             mfa: read_quota(source, "RATE_LIMIT_MFA", Quota::mfa())?,
             mutation: read_quota(source, "RATE_LIMIT_MUTATION", Quota::mutation())?,
+            names: read_quota(source, "RATE_LIMIT_NAMES", Self::unknown_names())?,
         })
     }
 }

@@ -186,7 +186,7 @@ pub(crate) enum Verdict {
 }
 
 /// By what it is named.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Named {
     Slug(Slug),
     Id(OrgId),

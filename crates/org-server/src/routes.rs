@@ -57,7 +57,9 @@ pub fn router(state: AppState, settings: &ServerSettings) -> Router {
         .layer(from_fn(door::named))
         .with_state(state.clone());
     // Around the routes: the path form is taken off before routing.
-    let resolved = OrgLayer::new(sources(settings), state.orgs().resolver().clone()).layer(routes);
+    let orgs = OrgLayer::new(sources(settings), state.orgs().resolver().clone());
+    let (limits, names) = (state.app().rate_limiter(), state.app().quotas().names.clone());
+    let resolved = orgs.limiting_unknown_names(limits, names).layer(routes);
     let timed = Router::new().fallback_service(resolved).layer(from_fn_with_state(state, door::in_time));
     // Not among the requests that wait for a place: a busy server is alive.
     Router::new()

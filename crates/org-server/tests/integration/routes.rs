@@ -357,6 +357,17 @@ async fn each_preset_limits_its_routes() {
     elsewhere("192.0.2.7").send().await.is(200);
 }
 
+/// Who invents names is limited, and still reaches an organisation in use.
+#[tokio::test]
+async fn invented_names_are_limited() {
+    let server = TestServer::start_with(&[("RATE_LIMIT_NAMES", "2/1h")]).await;
+    server.org("acme").await.is(200);
+    server.org("nobody-1").await.is_problem(404, "org_not_found");
+    server.org("nobody-2").await.is_problem(404, "org_not_found");
+    server.org("nobody-3").await.is_problem(429, "rate_limited");
+    server.org("acme").await.is(200);
+}
+
 /// G1: writes of operators are limited by preset `mutation`, which costs five a write; reads are not.
 #[tokio::test]
 async fn writes_of_operators_are_limited() {
