@@ -117,6 +117,10 @@ impl OrgLayer {
                 Verdict::Refused(problem) => return Err(problem),
                 Verdict::Silent => continue,
             };
+            // Behind a prefix a path that belongs to nobody has a second spelling, which no guard in front knows.
+            if left.as_ref().is_some_and(|left| self.config.is_exempt(left.path())) {
+                return Err(Problem::not_found("resource"));
+            }
             let client = parts.extensions.get::<ClientIp>().map(|client| client.0);
             let resolved = self.look_up(&named, client).await?;
             if let Some(resolved) = resolved {

@@ -80,7 +80,7 @@ pub struct SourceConfig {
     /// Whose headers are believed. Default nobody's.
     pub trusted_proxies: TrustedProxies,
     /// Paths that belong to no organisation, by whole segments: `/healthz` exempts `/healthz/x` and not
-    /// `/healthzz`.
+    /// `/healthzz`. Behind an organisation's prefix (`/o/acme/healthz`) they are 404 `not_found`.
     pub exempt: Vec<String>,
     /// Whether a request that names none is refused (`org_unresolved`). Default true.
     pub required: bool,

@@ -253,6 +253,21 @@ async fn exempt_paths_belong_to_nobody() {
     assert_eq!(directory.gate.calls(), 0);
 }
 
+/// A path that belongs to nobody is nobody's behind an organisation's prefix either: whoever guards such paths by their
+/// beginning must not be passed by a longer spelling. The organisation is not even looked up.
+#[tokio::test]
+async fn an_exempt_path_behind_a_prefix_is_nowhere() {
+    let directory = acme_and_globex();
+    let app = app(config().exempting("/query"), &directory);
+    for path in ["/o/acme/healthz/deep", "/o/acme/query", "/o/acme/query?a=b", "/o/nobody/query"] {
+        let refused = problem(call(&app, at("example.com", path)).await).await;
+        assert_eq!(refused, (404, "not_found".into()), "{path}");
+    }
+    assert_eq!(directory.gate.calls(), 0);
+    assert_eq!(answer(&app, at("example.com", "/query")).await, "/query");
+    assert_eq!(answer(&app, at("example.com", "/o/acme/who")).await, "acme by Path");
+}
+
 /// K5: the extractors answer from what the layer found and never from a header: required or optional.
 #[tokio::test]
 async fn extractors_do_not_believe_headers() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use app_builder::{AppError, AppServiceBuilder};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::accept;
 use crate::accept::places::Places;
@@ -43,8 +44,10 @@ pub enum ServeError {
     #[error("the sample could not be imported: {0}")]
     Sample(#[from] ImportError),
     /// The address cannot be listened on.
-    #[error("BIND_ADDR: cannot listen on {address}: {source}")]
+    #[error("{setting}: cannot listen on {address}: {source}")]
     Bind {
+        /// The setting that names it.
+        setting: &'static str,
         /// The address.
         address: SocketAddr,
         /// What the system said.
@@ -62,6 +65,7 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
+    operators: Option<TcpListener>,
     state: AppState,
     settings: ServerSettings,
     /// What a human should be told once: where it listens, what was made, what to try.
@@ -89,7 +93,11 @@ impl Server {
             let imported = orgs.import(crate::import::SAMPLE).await?;
             greeting.push(format!("imported {imported} sample organisations into the empty database"));
         }
-        let listener = listen(settings.bind_addr).await?;
+        let listener = listen("BIND_ADDR", settings.bind_addr).await?;
+        let operators = match settings.admin_bind_addr {
+            Some(address) => Some(listen("ADMIN_BIND_ADDR", address).await?),
+            None => None,
+        };
         let parts = StateParts {
             store,
             app,
@@ -99,7 +107,7 @@ impl Server {
             request_timeout: settings.request_timeout,
             max_requests: settings.max_requests,
         };
-        let mut server = Self { listener, state: AppState::new(parts), settings, greeting };
+        let mut server = Self { listener, operators, state: AppState::new(parts), settings, greeting };
         server.greet().await?;
         Ok(server)
     }
@@ -112,6 +120,14 @@ impl Server {
         self.listener.local_addr()
     }
 
+    /// Where operators are answered, if anywhere; the port is the real one when the setting says 0.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn admin_address(&self) -> std::io::Result<Option<SocketAddr>> {
+        self.operators.as_ref().map(TcpListener::local_addr).transpose()
+    }
+
     /// What the routes share.
     #[must_use]
     pub fn state(&self) -> &AppState {
@@ -122,26 +138,30 @@ impl Server {
     /// balancers need to see that, accepts nothing new, and gives requests in flight their time to end.
     ///
     /// # Cancel safety
-    /// Dropping the future closes the listener; connections that are open go on by themselves, changes to their end.
+    /// Dropping the future closes the listeners; connections that are open go on by themselves, changes to their end.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) {
-        let Self { listener, state, settings, .. } = self;
-        let app = routes::router(state.clone(), &settings);
-        let places = Places::new("public", settings.connections, settings.trusted_proxies.clone());
-        let (closing, closed) = tokio::sync::oneshot::channel::<()>();
-        let (stopping, delay) = (state.clone(), settings.shutdown_delay);
-        let until = async move {
+        let Self { listener, operators, state, settings, .. } = self;
+        let closing = CancellationToken::new();
+        let stopping = async {
             stop.await;
-            stopping.stop();
+            state.stop();
             tracing::info!("stopping: not ready any more");
-            tokio::time::sleep(delay).await;
-            // The receiver lives as long as the server below.
-            let _ = closing.send(());
+            tokio::time::sleep(settings.shutdown_delay).await;
+            closing.cancel();
         };
-        let serving = accept::serve(listener, app, places, until);
+        let places = |name| Places::new(name, settings.connections, settings.trusted_proxies.clone());
+        let public = routes::public(state.clone(), &settings);
+        let public = accept::serve(listener, public, places("public"), closing.cancelled());
+        let operators = async {
+            if let Some(listener) = operators {
+                let routes = routes::operators(state.clone(), &settings);
+                accept::serve(listener, routes, places("operators"), closing.cancelled()).await;
+            }
+        };
         let limit = settings.shutdown_timeout;
         tokio::select! {
-            () = serving => {}
-            () = out_of_time(closed, limit) => {
+            ((), (), ()) = async { tokio::join!(stopping, public, operators) } => {}
+            () = out_of_time(&closing, limit) => {
                 tracing::warn!(?limit, "requests were still in flight after the time to stop");
             }
             never = upkeep(&state) => match never {},
@@ -153,6 +173,9 @@ impl Server {
     async fn greet(&mut self) -> Result<(), ServeError> {
         let address = self.address()?;
         self.greeting.push(format!("listening on http://{address}"));
+        if let Some(address) = self.admin_address()? {
+            self.greeting.push(format!("for operators: http://{address}/admin, /metrics and /readyz"));
+        }
         let first = self.state.orgs().any_active().await?;
         if let Some(slug) = first {
             let host = format!("{slug}.{}", self.settings.base_domain);
@@ -172,16 +195,14 @@ async fn upkeep(state: &AppState) -> Infallible {
 }
 
 /// Completes when the server closed its doors and then still ran for so long.
-async fn out_of_time(closed: tokio::sync::oneshot::Receiver<()>, limit: Duration) {
-    match closed.await {
-        Ok(()) => tokio::time::sleep(limit).await,
-        // The server ended by itself.
-        Err(_) => std::future::pending().await,
-    }
+async fn out_of_time(closing: &CancellationToken, limit: Duration) {
+    closing.cancelled().await;
+    tokio::time::sleep(limit).await;
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Bind { address, source })
+async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| ServeError::Bind { setting, address, source })
 }
 
 /// The master key of the settings, or the one in the data folder.

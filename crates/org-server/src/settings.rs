@@ -17,6 +17,9 @@ use crate::accept::places::open_files;
 pub const DEFAULT_DATABASE_URL: &str = "sqlite://data/orgs.db?mode=rwc";
 /// Where the server listens unless told otherwise: reachable from this machine alone.
 pub const DEFAULT_BIND_ADDR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+/// Where operators are answered unless told otherwise: reachable from this machine alone.
+pub const DEFAULT_ADMIN_BIND_ADDR: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
 /// An admin token under so many bytes is warned of: it guards everything, and can be tried over the network.
 pub const WEAK_ADMIN_TOKEN_BYTES: usize = 16;
 
@@ -26,6 +29,9 @@ pub const WEAK_ADMIN_TOKEN_BYTES: usize = 16;
 pub struct ServerSettings {
     /// `BIND_ADDR`.
     pub bind_addr: SocketAddr,
+    /// `ADMIN_BIND_ADDR`: where `/admin`, `/metrics` and `/readyz` are answered; `none` for nowhere. They are never
+    /// answered on [`bind_addr`](Self::bind_addr), where every tenant's host leads.
+    pub admin_bind_addr: Option<SocketAddr>,
     /// `DATABASE_URL`; may hold a password.
     pub database_url: SecretString,
     /// `BASE_DOMAIN`: `acme.{base_domain}` is the org `acme`.
@@ -60,11 +66,11 @@ impl ServerSettings {
     /// # Errors
     /// [`SettingError`] that names the setting and shows no secret.
     pub fn read(source: &dyn SettingService) -> Result<Self, SettingError> {
-        let bind_addr =
-            source.parsed("BIND_ADDR", "an address such as `127.0.0.1:8080`", |text| text.parse().ok())?;
+        let (bind_addr, admin_bind_addr) = read_addresses(source)?;
         let duration = |name, default| read_duration(source, name, default);
         Ok(Self {
-            bind_addr: bind_addr.unwrap_or(DEFAULT_BIND_ADDR),
+            bind_addr,
+            admin_bind_addr,
             database_url: source.secret("DATABASE_URL")?.unwrap_or_else(|| DEFAULT_DATABASE_URL.into()),
             base_domain: read_base_domain(source)?,
             trusted_proxies: source
@@ -101,6 +107,7 @@ impl fmt::Debug for ServerSettings {
         let given = |secret: &Option<SecretString>| if secret.is_some() { "(given)" } else { "(generated)" };
         f.debug_struct("ServerSettings")
             .field("bind_addr", &self.bind_addr)
+            .field("admin_bind_addr", &self.admin_bind_addr)
             .field("database_url", &redacted_url(self.database_url.expose_secret()))
             .field("base_domain", &self.base_domain)
             .field("trusted_proxies", &self.trusted_proxies.to_string())
@@ -114,6 +121,23 @@ impl fmt::Debug for ServerSettings {
             .field("app", &self.app)
             .finish()
     }
+}
+
+fn read_addresses(source: &dyn SettingService) -> Result<(SocketAddr, Option<SocketAddr>), SettingError> {
+    let bind_addr =
+        source.parsed("BIND_ADDR", "an address such as `127.0.0.1:8080`", |text| text.parse().ok())?;
+    let bind_addr = bind_addr.unwrap_or(DEFAULT_BIND_ADDR);
+    let expected = "an address such as `127.0.0.1:8081`, or `none`";
+    let admin_bind_addr = source.parsed("ADMIN_BIND_ADDR", expected, |text| match text {
+        "none" => Some(None),
+        text => text.parse().ok().map(Some),
+    })?;
+    let admin_bind_addr = admin_bind_addr.unwrap_or(Some(DEFAULT_ADMIN_BIND_ADDR));
+    if admin_bind_addr == Some(bind_addr) && bind_addr.port() != 0 {
+        let reason = "is BIND_ADDR: operators are answered on a listener of their own";
+        return Err(SettingError::contradiction("ADMIN_BIND_ADDR", reason));
+    }
+    Ok((bind_addr, admin_bind_addr))
 }
 
 fn read_connections(source: &dyn SettingService) -> Result<ConnectionPolicy, SettingError> {
@@ -190,6 +214,8 @@ mod tests {
     fn nothing_needs_to_be_set() {
         let settings = read(&[]).expect("defaults are valid");
         assert_eq!(settings.bind_addr.to_string(), "127.0.0.1:8080");
+        assert_eq!(settings.admin_bind_addr, Some(DEFAULT_ADMIN_BIND_ADDR));
+        assert_eq!(read(&[("ADMIN_BIND_ADDR", "none")]).expect("valid").admin_bind_addr, None);
         assert_eq!(settings.base_domain, "localhost");
         assert_eq!(settings.data_folder(), Path::new("data"));
         let elsewhere = read(&[("DATABASE_URL", "sqlite:///var/lib/orgs/o.db?mode=rwc")]).expect("valid");
@@ -201,6 +227,8 @@ mod tests {
     fn wrong_settings_are_named() {
         for (name, value) in [
             ("BIND_ADDR", "localhost"),
+            ("ADMIN_BIND_ADDR", "nowhere"),
+            ("ADMIN_BIND_ADDR", "127.0.0.1:8080"),
             ("BASE_DOMAIN", "http://example.com"),
             ("TRUSTED_PROXIES", "proxy.internal"),
             ("ADMIN_TOKEN", "two words"),

@@ -1,6 +1,5 @@
 //! Logs and metrics of the process.
 
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
@@ -11,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 const SECONDS: [f64; 13] =
     [0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
-static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+static METRICS: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
 
 /// Installs the recorder of this process, or finds the one that is installed. Caches make their metric
 /// handles when they are defined, so this comes first.
@@ -19,16 +18,15 @@ static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 /// # Errors
 /// [`BuildError`] when another recorder is installed already.
 pub fn metrics() -> Result<PrometheusHandle, BuildError> {
-    if let Some(installed) = METRICS.get() {
-        return Ok(installed.clone());
+    // Held until it is installed: another thread that starts a server at the same time finds it.
+    let mut installed = METRICS.lock();
+    if let Some(handle) = &*installed {
+        return Ok(handle.clone());
     }
     let recorder = PrometheusBuilder::new().set_buckets(&SECONDS)?.build_recorder();
     let handle = recorder.handle();
-    match metrics::set_global_recorder(recorder) {
-        Ok(()) => Ok(METRICS.get_or_init(|| handle).clone()),
-        // Another thread may be between installing and remembering.
-        Err(error) => METRICS.get().cloned().ok_or_else(|| BuildError::FailedToSetGlobalRecorder(error)),
-    }
+    metrics::set_global_recorder(recorder).map_err(BuildError::FailedToSetGlobalRecorder)?;
+    Ok(installed.insert(handle).clone())
 }
 
 /// Writes logs to the standard error stream, by `RUST_LOG` (default `info`). A second call does nothing.

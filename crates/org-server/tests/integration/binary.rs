@@ -31,11 +31,12 @@ struct Running {
     child: Child,
     greeting: Vec<String>,
     address: SocketAddr,
+    operators: SocketAddr,
 }
 
 impl Running {
     fn start(folder: &Folder, settings: &[(&str, &str)]) -> Self {
-        let mut all = vec![("BIND_ADDR", "127.0.0.1:0")];
+        let mut all = vec![("BIND_ADDR", "127.0.0.1:0"), ("ADMIN_BIND_ADDR", "127.0.0.1:0")];
         all.extend(settings);
         let mut command = command(folder, &[], &all);
         let mut child = command.stderr(Stdio::null()).spawn().expect("the binary runs");
@@ -47,9 +48,13 @@ impl Running {
                 break;
             }
         }
-        let listening = greeting.iter().find_map(|line| line.strip_prefix("listening on http://"));
-        let address = listening.expect("it says where it listens").parse().expect("an address");
-        Self { child, greeting, address }
+        let listening = |prefix: &str| -> SocketAddr {
+            let said = greeting.iter().find_map(|line: &String| line.strip_prefix(prefix));
+            let address = said.expect("it says where it listens").split('/').next();
+            address.expect("an address").parse().expect("an address")
+        };
+        let (address, operators) = (listening("listening on http://"), listening("for operators: http://"));
+        Self { child, greeting, address, operators }
     }
 
     fn says(&self, prefix: &str) -> Option<&str> {
@@ -57,14 +62,19 @@ impl Running {
     }
 
     fn open(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).expect("it listens");
+        Self::connect(self.address)
+    }
+
+    fn connect(address: SocketAddr) -> TcpStream {
+        let stream = TcpStream::connect(address).expect("it listens");
         stream.set_read_timeout(Some(LIMIT)).expect("set");
         stream
     }
 
     /// Sends a request and answers everything that comes back.
     fn ask(&self, line: &str, headers: &str) -> String {
-        let mut stream = self.open();
+        let of_operators = [" /admin", " /readyz", " /metrics"].iter().any(|path| line.contains(path));
+        let mut stream = Self::connect(if of_operators { self.operators } else { self.address });
         write!(stream, "{line} HTTP/1.1\r\n{headers}connection: close\r\n\r\n").expect("sent");
         rest(stream)
     }
@@ -187,6 +197,10 @@ fn an_address_in_use_is_named() {
         "{}",
         text(&ended)
     );
+    let operators = server.operators.to_string();
+    let settings = [("BIND_ADDR", "127.0.0.1:0"), ("ADMIN_BIND_ADDR", operators.as_str())];
+    let said = text(&run(&folder, &["serve"], &settings));
+    assert!(said.contains(&format!("error: ADMIN_BIND_ADDR: cannot listen on {operators}")), "{said}");
 }
 
 /// J2: with `fail` it does not start without Redis, and says where it was expected; with `degrade` it does.
@@ -264,7 +278,7 @@ fn told_to_stop_it_finishes_what_is_in_flight() {
     let token = "an-admin-token-for-tests";
     let mut server = Running::start(&folder, &[("ADMIN_TOKEN", token), ("SHUTDOWN_DELAY", "3s")]);
     let (head, tail) = (r#"{"name": "Renamed "#, r#"in flight"}"#);
-    let mut slow = server.open();
+    let mut slow = Running::connect(server.operators);
     let length = head.len() + tail.len();
     write!(
         slow,

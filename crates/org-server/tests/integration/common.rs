@@ -47,7 +47,8 @@ impl Drop for Folder {
 /// The real router over a real database, without a listener.
 #[derive(Debug)]
 pub(crate) struct TestServer {
-    pub(crate) router: Router,
+    pub(crate) public: Router,
+    pub(crate) operators: Router,
     pub(crate) state: AppState,
     pub(crate) folder: Folder,
 }
@@ -88,7 +89,7 @@ impl Answer {
 /// A request being written.
 #[derive(Debug)]
 pub(crate) struct Ask<'a> {
-    server: &'a TestServer,
+    router: &'a Router,
     request: http::request::Builder,
     body: Body,
     peer: SocketAddr,
@@ -108,12 +109,27 @@ impl TestServer {
         let settings = settings(&folder, values);
         let server = Server::start(settings.clone()).await.expect("the server starts");
         let state = server.state().clone();
-        Self { router: routes::router(state.clone(), &settings), state, folder }
+        let public = routes::public(state.clone(), &settings);
+        Self { public, operators: routes::operators(state.clone(), &settings), state, folder }
     }
 
+    /// On the listener that answers this path.
     pub(crate) fn ask(&self, method: Method, path: &str) -> Ask<'_> {
+        let of_operators = ["/admin", "/metrics", "/readyz"].iter().any(|route| path.starts_with(route));
+        if of_operators { self.operators(method, path) } else { self.public(method, path) }
+    }
+
+    pub(crate) fn public(&self, method: Method, path: &str) -> Ask<'_> {
+        Self::on(&self.public, method, path)
+    }
+
+    pub(crate) fn operators(&self, method: Method, path: &str) -> Ask<'_> {
+        Self::on(&self.operators, method, path)
+    }
+
+    fn on<'a>(router: &'a Router, method: Method, path: &str) -> Ask<'a> {
         Ask {
-            server: self,
+            router,
             request: Request::builder().method(method).uri(path),
             body: Body::empty(),
             peer: (Ipv4Addr::LOCALHOST, 4711).into(),
@@ -179,7 +195,7 @@ impl Ask<'_> {
     pub(crate) async fn send(self) -> Answer {
         let mut request = self.request.body(self.body).expect("a request");
         request.extensions_mut().insert(ConnectInfo(self.peer));
-        let response = self.server.router.clone().oneshot(request).await.expect("infallible");
+        let response = self.router.clone().oneshot(request).await.expect("infallible");
         let (status, headers) = (response.status(), response.headers().clone());
         let bytes = response.into_body().collect().await.expect("a body").to_bytes();
         let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -192,6 +208,7 @@ pub(crate) fn settings(folder: &Folder, values: &[(&str, &str)]) -> ServerSettin
     let mut all = MapSettings::new([
         ("DATABASE_URL", url.as_str()),
         ("BIND_ADDR", "127.0.0.1:0"),
+        ("ADMIN_BIND_ADDR", "127.0.0.1:0"),
         ("ADMIN_TOKEN", ADMIN),
         ("ORG_MASTER_KEY", MASTER_KEY),
         ("RATE_LIMIT_API", "100000/60s"),
