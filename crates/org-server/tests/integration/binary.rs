@@ -22,6 +22,25 @@ pub(crate) fn run(folder: &Folder, args: &[&str], settings: &[(&str, &str)]) -> 
     command(folder, args, settings).output().expect("the binary runs")
 }
 
+/// The most memory that a command which fails held at once, in KiB.
+#[cfg(target_os = "linux")]
+pub(crate) fn peak_kib(folder: &Folder, args: &[&str]) -> usize {
+    let mut child = command(folder, args, &[]).stderr(Stdio::null()).spawn().expect("the binary runs");
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    loop {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let held = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let held = held.and_then(|held| held.trim().trim_end_matches(" kB").parse().ok());
+        peak = peak.max(held.unwrap_or(0));
+        if let Some(ended) = child.try_wait().expect("a child") {
+            assert!(!ended.success(), "it is refused");
+            return peak;
+        }
+        std::thread::yield_now();
+    }
+}
+
 pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
 }

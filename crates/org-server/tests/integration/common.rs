@@ -14,6 +14,7 @@ use org_server::routes;
 use org_server::serve::Server;
 use org_server::settings::ServerSettings;
 use org_server::state::AppState;
+use org_server::store::{OrgRow, StoreError};
 use serde_json::Value;
 use tower::ServiceExt as _;
 
@@ -200,6 +201,46 @@ impl Ask<'_> {
         let bytes = response.into_body().collect().await.expect("a body").to_bytes();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         Answer { status, headers, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null), text }
+    }
+}
+
+/// Another writer that holds the database until it is released.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    release: std::sync::mpsc::Sender<()>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Holder {
+    /// One that changes nothing.
+    pub(crate) async fn enter(server: &TestServer) -> Self {
+        Self::changing(server, "globex", |row| row).await
+    }
+
+    /// One that changes an organisation of the sample when it is released.
+    pub(crate) async fn changing(
+        server: &TestServer,
+        slug: &'static str,
+        change: fn(OrgRow) -> OrgRow,
+    ) -> Self {
+        let (entered, enter) = tokio::sync::oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let store = server.state.store().clone();
+        let task = tokio::spawn(async move {
+            let held = store.put_org::<StoreError>(slug, move |before| {
+                entered.send(()).expect("the test waits");
+                released.recv().expect("the test releases");
+                Ok(change(before.expect("in the sample").clone()))
+            });
+            held.await.expect("stored");
+        });
+        enter.await.expect("the holder is in");
+        Self { release, task }
+    }
+
+    pub(crate) async fn leave(self) {
+        self.release.send(()).expect("the holder waits");
+        self.task.await.expect("no panic");
     }
 }
 

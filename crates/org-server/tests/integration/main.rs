@@ -4,6 +4,7 @@ mod binary;
 mod common;
 mod fencing;
 mod fleet;
+mod import;
 mod operators;
 mod presence;
 mod routes;

@@ -1,6 +1,6 @@
 //! Every route, and every error code it answers, on the real router over a real database.
 
-use crate::common::{ADMIN, Folder, TestServer};
+use crate::common::{ADMIN, Folder, Holder, TestServer};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -484,36 +484,6 @@ async fn a_stopping_server_is_not_ready_and_still_answers() {
     server.state.stop();
     assert_eq!(server.get("/readyz").send().await.is(503).body["status"], "stopping");
     server.org("acme").await.is(200);
-}
-
-/// Another writer that holds the database until it is released.
-struct Holder {
-    release: std::sync::mpsc::Sender<()>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Holder {
-    async fn enter(server: &TestServer) -> Self {
-        use org_server::store::StoreError;
-        let (entered, enter) = tokio::sync::oneshot::channel();
-        let (release, released) = std::sync::mpsc::channel::<()>();
-        let store = server.state.store().clone();
-        let task = tokio::spawn(async move {
-            let held = store.put_org::<StoreError>("globex", move |before| {
-                entered.send(()).expect("the test waits");
-                released.recv().expect("the test releases");
-                Ok(before.expect("in the sample").clone())
-            });
-            held.await.expect("stored");
-        });
-        enter.await.expect("the holder is in");
-        Self { release, task }
-    }
-
-    async fn leave(self) {
-        self.release.send(()).expect("the holder waits");
-        self.task.await.expect("no panic");
-    }
 }
 
 /// K3, SE1: a reader who takes the old state into memory between the first invalidation and the commit does not
