@@ -6,7 +6,7 @@
 
 mod proxies;
 
-pub use proxies::{NotANetwork, TrustedProxies};
+pub use proxies::{ForwardingHeader, NotANetwork, TrustedProxies};
 
 use std::net::IpAddr;
 use std::str::FromStr;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use app_builder::settings::{parse_duration, redacted_url};
 use app_builder::{AppSettings, SettingError, SettingService, SettingServiceExt};
 use org_resolution::TrustedProxies;
+use org_resolution::source::ForwardingHeader;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::accept::ConnectionPolicy;
@@ -37,7 +38,7 @@ pub struct ServerSettings {
     /// `BASE_DOMAIN`: `acme.{base_domain}` is the org `acme`.
     pub base_domain: String,
     /// `TRUSTED_PROXIES`: addresses and networks whose `X-Forwarded-For` and `X-Org-Slug` are believed. Default
-    /// nobody's.
+    /// nobody's. `FORWARDED_HEADER`: the header that they write, `x-forwarded-for` (default) or `forwarded`.
     pub trusted_proxies: TrustedProxies,
     /// `ORG_MASTER_KEY`: 32 bytes in base64, or several as `1:…,2:…`; made at the first start when absent.
     pub master_key: Option<SecretString>,
@@ -73,11 +74,7 @@ impl ServerSettings {
             admin_bind_addr,
             database_url: source.secret("DATABASE_URL")?.unwrap_or_else(|| DEFAULT_DATABASE_URL.into()),
             base_domain: read_base_domain(source)?,
-            trusted_proxies: source
-                .parsed("TRUSTED_PROXIES", "addresses and networks such as `10.0.0.0/8,::1`", |text| {
-                    text.parse().ok()
-                })?
-                .unwrap_or_default(),
+            trusted_proxies: read_proxies(source)?,
             master_key: source.secret("ORG_MASTER_KEY")?,
             admin_token: read_admin_token(source)?,
             request_timeout: duration("REQUEST_TIMEOUT", Duration::from_secs(10))?,
@@ -179,6 +176,18 @@ fn read_delay(source: &dyn SettingService) -> Result<Duration, SettingError> {
     Ok(read.unwrap_or(Duration::from_secs(1)))
 }
 
+fn read_proxies(source: &dyn SettingService) -> Result<TrustedProxies, SettingError> {
+    let expected = "addresses and networks such as `10.0.0.0/8,::1`";
+    let proxies = source.parsed("TRUSTED_PROXIES", expected, |text| text.parse().ok())?;
+    let header =
+        source.parsed("FORWARDED_HEADER", "`x-forwarded-for` or `forwarded`", |text| match text {
+            "x-forwarded-for" => Some(ForwardingHeader::XForwardedFor),
+            "forwarded" => Some(ForwardingHeader::Forwarded),
+            _ => None,
+        })?;
+    Ok(TrustedProxies::writing(proxies.unwrap_or_default(), header.unwrap_or_default()))
+}
+
 fn read_base_domain(source: &dyn SettingService) -> Result<String, SettingError> {
     let expected = "a host name such as `example.com`, without port";
     let read = source.parsed("BASE_DOMAIN", expected, |text| {
@@ -232,6 +241,7 @@ mod tests {
             ("BASE_DOMAIN", "http://example.com"),
             ("TRUSTED_PROXIES", "proxy.internal"),
             ("ADMIN_TOKEN", "two words"),
+            ("FORWARDED_HEADER", "via"),
             ("REQUEST_TIMEOUT", "soon"),
             ("SHUTDOWN_TIMEOUT", "0"),
             ("MAX_REQUESTS", "0"),

@@ -171,6 +171,11 @@ impl Ask<'_> {
         self
     }
 
+    pub(crate) fn bytes(mut self, name: &str, value: &[u8]) -> Self {
+        self.request = self.request.header(name, value);
+        self
+    }
+
     pub(crate) fn host(self, host: &str) -> Self {
         self.header("host", host)
     }

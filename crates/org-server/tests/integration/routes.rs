@@ -357,6 +357,21 @@ async fn each_preset_limits_its_routes() {
     elsewhere("192.0.2.7").send().await.is(200);
 }
 
+/// A client behind a trusted proxy cannot get another limit than its own by what it writes in front of the proxy's word.
+#[tokio::test]
+async fn a_client_cannot_write_itself_another_limit() {
+    let limits = [("RATE_LIMIT_API", "2/1h"), ("TRUSTED_PROXIES", "10.0.0.0/8")];
+    let server = TestServer::start_with(&limits).await;
+    let by = |written: &[u8]| {
+        let line = [written, b", 203.0.113.9"].concat();
+        let ask = server.get("/v1/org").host("acme.localhost").from("10.0.0.1");
+        ask.bytes("x-forwarded-for", b"198.51.100.7").bytes("x-forwarded-for", &line)
+    };
+    by(b"6.6.6.1").send().await.is(200);
+    by(b"\xff").send().await.is(200);
+    by(b"6.6.6.2, \xff").send().await.is_problem(429, "rate_limited");
+}
+
 /// Who invents names is limited, and still reaches an organisation in use.
 #[tokio::test]
 async fn invented_names_are_limited() {
