@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use cache_core::Quota;
 use secrecy::SecretString;
+use url::Url;
 
 use crate::{SettingError, SettingService, SettingServiceExt};
 
@@ -187,14 +188,24 @@ impl RateLimitPresets {
     }
 }
 
-/// A URL as it may be shown: without user, password and query.
+/// Schemes of servers and files; another word may be the beginning of a secret.
+const SCHEMES: [&str; 9] =
+    ["redis", "rediss", "valkey", "valkeys", "redis+unix", "unix", "postgres", "postgresql", "sqlite"];
+
+/// A URL as it may be shown: scheme, host and port. Without a known scheme nothing is shown, and without a host that is
+/// one for certain the scheme alone: an unescaped `#`, `?` or `/` in a password ends the host within the password.
 #[must_use]
 pub fn redacted_url(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return "(not shown)".to_owned() };
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    match rest.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}://…@{host}"),
-        None => format!("{scheme}://{rest}"),
+    let parsed = Url::parse(url).ok().filter(|parsed| SCHEMES.contains(&parsed.scheme()));
+    let Some(parsed) = parsed else { return "(not shown)".to_owned() };
+    let scheme = parsed.scheme();
+    let misread = [parsed.path(), parsed.query().unwrap_or(""), parsed.fragment().unwrap_or("")];
+    let host = parsed.host_str().filter(|host| !host.is_empty() && scheme != "sqlite");
+    let host = host.filter(|_| !misread.iter().any(|part| part.contains('@')));
+    match (host, parsed.port()) {
+        (None, _) => format!("{scheme}://…"),
+        (Some(host), None) => format!("{scheme}://{host}"),
+        (Some(host), Some(port)) => format!("{scheme}://{host}:{port}"),
     }
 }
 

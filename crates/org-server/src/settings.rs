@@ -265,6 +265,9 @@ mod tests {
         .expect("valid");
         let shown = format!("{settings:?}");
         assert!(!shown.contains("hunter2"), "{shown}");
+        let urls = [("DATABASE_URL", "postgres://u:hunt#er2@h"), ("REDIS_URL", "redis://:hunt#er2@cache")];
+        let shown = format!("{:?}", read(&urls).expect("not looked into yet"));
+        assert!(!shown.contains("hunt"), "{shown}");
         let error = read(&[("ADMIN_TOKEN", "hunter2 hunter2")]).expect_err("cannot be sent");
         assert!(!format!("{error}{error:?}").contains("hunter2"));
     }

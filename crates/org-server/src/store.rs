@@ -161,8 +161,11 @@ fn connect_options(url: &str, policy: StorePolicy) -> Result<SqliteConnectOption
             return Err(StoreError::Url { reason: reason.into() });
         }
     }
-    let options = SqliteConnectOptions::from_str(url)
-        .map_err(|error| StoreError::Url { reason: format!("it is not understood: {error}") })?;
+    // What the driver says is left out: it repeats parts of the URL.
+    let options = SqliteConnectOptions::from_str(url).map_err(|_| StoreError::Url {
+        reason: "it is not understood: expected sqlite://FILE?mode=rwc, or another mode that SQLite has"
+            .into(),
+    })?;
     Ok(options
         .journal_mode(SqliteJournalMode::Wal)
         // With a write-ahead log this loses no committed data when the process dies.

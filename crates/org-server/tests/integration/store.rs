@@ -176,7 +176,8 @@ async fn a_database_that_cannot_be_used_says_why() {
     let error = open("postgres://u:hunter2@db/orgs").await.expect_err("not yet").to_string();
     assert!(error.contains("PostgreSQL is not supported yet") && !error.contains("hunter2"), "{error}");
     assert!(matches!(open("mysql://h").await, Err(StoreError::Url { .. })));
-    assert!(matches!(open("sqlite://x?mode=sideways").await, Err(StoreError::Url { .. })));
+    let error = open("sqlite://x?mode=hunter2").await.expect_err("no mode").to_string();
+    assert!(error.contains("mode=rwc") && !error.contains("hunter2"), "{error}");
     assert!(matches!(open("sqlite:///nowhere/x.db").await, Err(StoreError::Unavailable { .. })));
     assert!(matches!(open("sqlite:///proc/x/y.db?mode=rwc").await, Err(StoreError::Folder { .. })));
 }
