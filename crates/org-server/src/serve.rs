@@ -68,12 +68,14 @@ pub struct Server {
     operators: Option<TcpListener>,
     state: AppState,
     settings: ServerSettings,
-    /// What a human should be told once: where it listens, what was made, what to try.
+    new_admin_token: Option<SecretString>,
+    /// What a human should be told once: where it listens, what was made. Never a secret.
     pub greeting: Vec<String>,
 }
 
 impl Server {
-    /// Opens the database, assembles the services, imports the sample into an empty database, and listens.
+    /// Opens the database, assembles the services, imports the sample into an empty database if the settings say so,
+    /// and listens.
     ///
     /// # Errors
     /// [`ServeError`], by what failed; each message names the setting to look at. Nothing keeps running then.
@@ -86,11 +88,11 @@ impl Server {
         let mut greeting = Vec::new();
         let store = Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await?;
         let master_key = master_key(&settings, &mut greeting)?;
-        let admin_token = admin_token(&settings, &mut greeting)?;
+        let (admin_token, new_admin_token) = admin_token(&settings, &mut greeting)?;
         let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
         let orgs = Orgs::open(store.clone(), &app, &master_key).await?;
-        if store.org_count().await? == 0 {
-            let imported = orgs.import(crate::import::SAMPLE).await?;
+        if settings.sample && store.org_count().await? == 0 {
+            let imported = orgs.import_new(crate::import::SAMPLE).await?;
             greeting.push(format!("imported {imported} sample organisations into the empty database"));
         }
         let listener = listen("BIND_ADDR", settings.bind_addr).await?;
@@ -107,8 +109,9 @@ impl Server {
             request_timeout: settings.request_timeout,
             max_requests: settings.max_requests,
         };
-        let mut server = Self { listener, operators, state: AppState::new(parts), settings, greeting };
-        server.greet().await?;
+        let state = AppState::new(parts);
+        let mut server = Self { listener, operators, state, settings, new_admin_token, greeting };
+        server.greet()?;
         Ok(server)
     }
 
@@ -126,6 +129,27 @@ impl Server {
     /// What the system says.
     pub fn admin_address(&self) -> std::io::Result<Option<SocketAddr>> {
         self.operators.as_ref().map(TcpListener::local_addr).transpose()
+    }
+
+    /// The admin token, when this start made it: for a human at a terminal, and for no log.
+    #[must_use]
+    pub fn new_admin_token(&self) -> Option<&SecretString> {
+        self.new_admin_token.as_ref()
+    }
+
+    /// A line that a human can try, when there is an organisation to try it with.
+    ///
+    /// # Errors
+    /// [`ServeError::Store`], [`ServeError::Io`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn to_try(&self) -> Result<Option<String>, ServeError> {
+        let (address, first) = (self.address()?, self.state.orgs().any_active().await?);
+        Ok(first.map(|slug| {
+            let host = format!("{slug}.{}", self.settings.base_domain);
+            format!("try: curl -H 'Host: {host}' http://{address}/v1/org")
+        }))
     }
 
     /// What the routes share.
@@ -170,16 +194,11 @@ impl Server {
         tracing::info!("stopped");
     }
 
-    async fn greet(&mut self) -> Result<(), ServeError> {
+    fn greet(&mut self) -> Result<(), ServeError> {
         let address = self.address()?;
         self.greeting.push(format!("listening on http://{address}"));
         if let Some(address) = self.admin_address()? {
             self.greeting.push(format!("for operators: http://{address}/admin, /metrics and /readyz"));
-        }
-        let first = self.state.orgs().any_active().await?;
-        if let Some(slug) = first {
-            let host = format!("{slug}.{}", self.settings.base_domain);
-            self.greeting.push(format!("try: curl -H 'Host: {host}' http://{address}/v1/org"));
         }
         Ok(())
     }
@@ -224,14 +243,17 @@ pub(crate) fn master_key(
     Ok(secret)
 }
 
-fn admin_token(settings: &ServerSettings, greeting: &mut Vec<String>) -> Result<SecretString, MakeError> {
+/// The admin token of the settings, or the one in the data folder; and again when it was made just now.
+fn admin_token(
+    settings: &ServerSettings,
+    greeting: &mut Vec<String>,
+) -> Result<(SecretString, Option<SecretString>), MakeError> {
     if let Some(given) = &settings.admin_token {
-        return Ok(given.clone());
+        return Ok((given.clone(), None));
     }
     let Made { secret, path, is_new } = first_start::admin_token(&settings.data_folder())?;
-    let path = path.display();
     if is_new {
-        greeting.push(format!("admin token (said once, kept in {path}): {}", secret.expose_secret()));
+        greeting.push(format!("made an admin token in {}", path.display()));
     }
-    Ok(secret)
+    Ok((secret.clone(), is_new.then_some(secret)))
 }

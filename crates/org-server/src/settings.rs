@@ -57,6 +57,9 @@ pub struct ServerSettings {
     /// `SHUTDOWN_DELAY`: how long the server goes on while it already says that it is not ready, so that load
     /// balancers see it. Default 1 s.
     pub shutdown_delay: Duration,
+    /// Whether an empty database is given the sample organisations. Default only for the database that is used when
+    /// `DATABASE_URL` names none: the sample's ids are known to everybody.
+    pub sample: bool,
     /// The layer's settings.
     pub app: AppSettings,
 }
@@ -69,10 +72,13 @@ impl ServerSettings {
     pub fn read(source: &dyn SettingService) -> Result<Self, SettingError> {
         let (bind_addr, admin_bind_addr) = read_addresses(source)?;
         let duration = |name, default| read_duration(source, name, default);
+        let database_url =
+            source.secret("DATABASE_URL")?.unwrap_or_else(|| SecretString::from(DEFAULT_DATABASE_URL));
         Ok(Self {
             bind_addr,
             admin_bind_addr,
-            database_url: source.secret("DATABASE_URL")?.unwrap_or_else(|| DEFAULT_DATABASE_URL.into()),
+            sample: database_url.expose_secret() == DEFAULT_DATABASE_URL,
+            database_url,
             base_domain: read_base_domain(source)?,
             trusted_proxies: read_proxies(source)?,
             master_key: source.secret("ORG_MASTER_KEY")?,
@@ -115,6 +121,7 @@ impl fmt::Debug for ServerSettings {
             .field("connections", &self.connections)
             .field("shutdown_timeout", &self.shutdown_timeout)
             .field("shutdown_delay", &self.shutdown_delay)
+            .field("sample", &self.sample)
             .field("app", &self.app)
             .finish()
     }

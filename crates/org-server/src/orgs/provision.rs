@@ -115,12 +115,31 @@ impl Orgs {
     /// # Cancel safety
     /// A dropped call has stored all or none; in the first case caches may not have been told.
     pub async fn import(&self, text: &str) -> Result<usize, ImportError> {
+        self.import_over(text, true).await
+    }
+
+    /// As [`import`](Self::import); organisations that are there by slug stay as they are. For the sample: another
+    /// server may have imported it a moment ago, and an operator changed it.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Cancel safety
+    /// As there.
+    pub async fn import_new(&self, text: &str) -> Result<usize, ImportError> {
+        self.import_over(text, false).await
+    }
+
+    async fn import_over(&self, text: &str, replaces: bool) -> Result<usize, ImportError> {
         let records = import::parse(text)?;
         let mut states = Vec::new();
         let slugs = records.iter().map(|(_, record)| record.slug.as_str());
         // What counts is what the transaction finds: an organisation may have changed since the file was written.
         let change = |at: usize, before: Option<&OrgRow>| {
             let Record { id, slug, draft } = &records[at].1;
+            if let Some(before) = before.filter(|_| !replaces) {
+                return Ok(before.clone());
+            }
             let row = self.merge(before, id.as_deref(), slug, draft)?;
             states.extend(before.cloned().map(context).transpose()?);
             states.push(context(row.clone())?);

@@ -144,13 +144,16 @@ fn a_first_start_prints_a_line_to_try_that_works() {
     assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("\"slug\":\"acme\""), "{answer}");
 }
 
-/// L1: the admin token is printed once, works, and works after a restart too.
+/// The admin token that a first start makes works, also after a restart; where standard output is no terminal, as in a
+/// container, it is named by its file and not printed.
 #[test]
-fn the_admin_token_is_printed_once() {
+fn the_admin_token_is_not_printed_to_a_log() {
     let folder = Folder::new();
     let first = Running::start(&folder, &[]);
-    let line = first.says("admin token ").expect("a token");
-    let token = line.rsplit(' ').next().expect("a word").to_owned();
+    let token = std::fs::read_to_string(folder.0.join("data/admin-token")).expect("made");
+    let token = token.trim();
+    assert!(first.says("made an admin token in data/admin-token").is_some(), "{:?}", first.greeting);
+    assert!(!first.greeting.iter().any(|line| line.contains(token)), "{:?}", first.greeting);
     let list = |server: &Running| {
         let headers = format!("host: h\r\nauthorization: Bearer {token}\r\n");
         server.ask("GET /admin/orgs?limit=1", &headers)
@@ -158,9 +161,86 @@ fn the_admin_token_is_printed_once() {
     assert!(list(&first).starts_with("HTTP/1.1 200"), "{}", list(&first));
     drop(first);
     let second = Running::start(&folder, &[]);
-    assert!(second.says("admin token ").is_none(), "{:?}", second.greeting);
     assert!(second.says("imported").is_none() && second.says("made").is_none(), "{:?}", second.greeting);
     assert!(list(&second).starts_with("HTTP/1.1 200"), "{}", list(&second));
+}
+
+/// On a terminal the admin token is said once.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_admin_token_is_said_once_on_a_terminal() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let folder = Folder::new();
+    let said = || {
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("ours");
+        let name = ptsname(&terminal, Vec::new()).expect("a name").into_string().expect("text");
+        let screen = std::fs::File::options().read(true).write(true).open(name).expect("opened");
+        let settings = [("BIND_ADDR", "127.0.0.1:0"), ("ADMIN_BIND_ADDR", "127.0.0.1:0")];
+        let mut command = command(&folder, &[], &settings);
+        let mut child = command.stdout(screen).stderr(Stdio::null()).spawn().expect("the binary runs");
+        let lines = BufReader::new(std::fs::File::from(terminal)).lines().map_while(Result::ok);
+        let mut text = Vec::new();
+        for line in lines {
+            let is_last = line.starts_with("try: ");
+            text.push(line);
+            if is_last {
+                break;
+            }
+        }
+        child.kill().and_then(|()| child.wait()).expect("ended");
+        text.join("\n")
+    };
+    let first = said();
+    let token = std::fs::read_to_string(folder.0.join("data/admin-token")).expect("made");
+    assert!(first.contains(token.trim()), "{first}");
+    assert!(!said().contains(token.trim()));
+}
+
+/// Several servers that start at once on a new folder all start, with one database between them.
+#[test]
+fn servers_that_start_at_once_on_a_new_folder_all_start() {
+    for _ in 0..4 {
+        let folder = Folder::new();
+        std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..4).map(|_| scope.spawn(|| Running::start(&folder, &[]))).collect();
+            for start in starts {
+                let server = start.join().expect("it starts");
+                let answer = server.ask("GET /o/acme/v1/org", "host: h\r\n");
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            }
+        });
+    }
+}
+
+/// The sample, with its well-known ids, is for the database that nobody chose; for another one it is asked for.
+#[test]
+fn the_sample_is_not_put_into_a_chosen_database() {
+    let folder = Folder::new();
+    let settings = [
+        ("DATABASE_URL", "sqlite://chosen/orgs.db?mode=rwc"),
+        ("BIND_ADDR", "127.0.0.1:0"),
+        ("ADMIN_BIND_ADDR", "127.0.0.1:0"),
+    ];
+    let said = |args: &[&str]| {
+        let mut child =
+            command(&folder, args, &settings).stderr(Stdio::null()).spawn().expect("the binary runs");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        // The last line of a server without organisations is where it listens.
+        let lines = lines.map(|line| line.expect("text"));
+        let mut text = Vec::new();
+        for line in lines {
+            let is_last = line.starts_with("for operators: ");
+            text.push(line);
+            if is_last {
+                break;
+            }
+        }
+        child.kill().and_then(|()| child.wait()).expect("ended");
+        text.join("\n")
+    };
+    assert!(!said(&["serve"]).contains("sample"));
+    assert!(said(&["serve", "--sample"]).contains("imported 204 sample organisations"));
 }
 
 /// L1, A7: a setting that cannot be used ends it with code 2 and a message that names the setting and shows no

@@ -265,5 +265,7 @@ pub(crate) fn settings(folder: &Folder, values: &[(&str, &str)]) -> ServerSettin
     for (name, value) in values {
         all = all.with(*name, *value);
     }
-    ServerSettings::read(&all).expect("valid settings")
+    let mut settings = ServerSettings::read(&all).expect("valid settings");
+    settings.sample = true;
+    settings
 }
