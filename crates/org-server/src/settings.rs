@@ -21,8 +21,8 @@ pub const DEFAULT_BIND_ADDR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(I
 /// Where operators are answered unless told otherwise: reachable from this machine alone.
 pub const DEFAULT_ADMIN_BIND_ADDR: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
-/// An admin token under so many bytes is warned of: it guards everything, and can be tried over the network.
-pub const WEAK_ADMIN_TOKEN_BYTES: usize = 16;
+/// The shortest admin token, in bytes: it guards everything, can be tried over the network, and must not be guessed.
+pub const MIN_ADMIN_TOKEN_BYTES: usize = 16;
 
 /// The settings of the server. `Debug` shows no secret, and is what is logged at the start.
 #[derive(Clone)]
@@ -210,8 +210,11 @@ fn read_admin_token(source: &dyn SettingService) -> Result<Option<SecretString>,
     if token.as_ref().is_some_and(|token| !sendable(token)) {
         return Err(SettingError::invalid("ADMIN_TOKEN", None, "visible ASCII characters without spaces"));
     }
-    if token.as_ref().is_some_and(|token| token.expose_secret().len() < WEAK_ADMIN_TOKEN_BYTES) {
-        tracing::warn!("ADMIN_TOKEN has fewer than {WEAK_ADMIN_TOKEN_BYTES} characters and can be guessed");
+    if token.as_ref().is_some_and(|token| token.expose_secret().len() < MIN_ADMIN_TOKEN_BYTES) {
+        return Err(SettingError::contradiction(
+            "ADMIN_TOKEN",
+            "has fewer than 16 characters and can be guessed",
+        ));
     }
     Ok(token)
 }
@@ -247,7 +250,8 @@ mod tests {
             ("ADMIN_BIND_ADDR", "127.0.0.1:8080"),
             ("BASE_DOMAIN", "http://example.com"),
             ("TRUSTED_PROXIES", "proxy.internal"),
-            ("ADMIN_TOKEN", "two words"),
+            ("ADMIN_TOKEN", "two words in a token"),
+            ("ADMIN_TOKEN", "fifteen-letters"),
             ("FORWARDED_HEADER", "via"),
             ("REQUEST_TIMEOUT", "soon"),
             ("SHUTDOWN_TIMEOUT", "0"),

@@ -8,9 +8,9 @@ use axum::response::{IntoResponse, Response};
 use cache_core::{Quota, RateLimitError, RateLimits, RequestContext};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::Request;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
+use http::{HeaderMap, Request};
 use secrecy::SecretString;
 use tenant_cache::RequestScope;
 use tower::{Layer, Service};
@@ -52,7 +52,7 @@ impl TokenLayer {
 
     async fn authenticate(&self, parts: &Parts) -> Result<Arc<CachedToken>, Problem> {
         let org = parts.extensions.get::<Arc<OrgContext>>().ok_or_else(Problem::org_unresolved)?;
-        let token = bearer(parts)?;
+        let token = bearer(&parts.headers)?;
         let client = parts.extensions.get::<ClientIp>().map(|client| client.0);
         let key = rate_limit::key_of(Some(&org.id), None, client);
         // What was validated here before is no guess, and costs no question to the limit's store.
@@ -88,8 +88,13 @@ impl TokenLayer {
     }
 }
 
-fn bearer(parts: &Parts) -> Result<SecretString, Problem> {
-    let mut values = parts.headers.get_all(AUTHORIZATION).iter();
+/// The token of the only `Authorization: Bearer …` header.
+///
+/// # Errors
+/// `unauthorized` without one; `invalid_token` for two of them, as another reader may believe the other one, and for
+/// what is no text.
+pub fn bearer(headers: &HeaderMap) -> Result<SecretString, Problem> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
     let value = values.next().ok_or_else(Problem::unauthorized)?;
     if values.next().is_some() {
         return Err(Problem::invalid_token());
