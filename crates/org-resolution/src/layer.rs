@@ -8,7 +8,7 @@
 mod names;
 mod token;
 
-pub use token::{TokenLayer, TokenLayerService, bearer};
+pub use token::{AT_ONCE_WHEN_FAILING, TokenLayer, TokenLayerService, bearer};
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

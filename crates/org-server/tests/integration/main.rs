@@ -10,3 +10,4 @@ mod presence;
 mod routes;
 mod sockets;
 mod store;
+mod tokens;

@@ -387,20 +387,6 @@ async fn writes_of_operators_are_limited() {
     server.admin(Method::GET, "/admin/orgs").send().await.is(200);
 }
 
-/// G1, K9: bad tokens are limited by preset `auth`, per organisation and client.
-#[tokio::test]
-async fn bad_tokens_are_limited() {
-    let server = TestServer::start_with(&[("RATE_LIMIT_AUTH", "3/1h")]).await;
-    let wrong = || server.get("/o/acme/v1/me").bearer("ort_nonsense");
-    for _ in 0..3 {
-        wrong().send().await.is_problem(401, "invalid_token");
-    }
-    let refused = wrong().send().await;
-    refused.is_problem(429, "rate_limited");
-    assert!(!refused.header("retry-after").is_empty());
-    wrong().from("192.0.2.9").send().await.is_problem(401, "invalid_token");
-}
-
 /// K6: the database holds sealed bytes only, the master key opens them, and no answer shows them.
 #[tokio::test]
 async fn secrets_are_sealed_in_the_database_and_in_no_answer() {
