@@ -38,7 +38,7 @@ use crate::accept::activity::{Answering, Ended, Watched};
 use crate::accept::places::{Place, Places};
 
 /// Pause after a failed `accept`: descriptors come back when connections end, not by asking again.
-const AFTER_A_FAILURE: Duration = Duration::from_millis(50);
+const AFTER_A_FAILURE: Duration = Duration::from_millis(10);
 
 /// Bounds on the connections of a listener: plain data with reasoned defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -50,6 +50,9 @@ pub fn open_files() -> Option<usize> {
     None
 }
 
+/// Connections closed when descriptors ran out: others of the process need some, too.
+const FREED: usize = 16;
+
 /// The places of one listener.
 #[derive(Debug)]
 pub struct Places {
@@ -107,12 +110,16 @@ impl Places {
         }
     }
 
-    /// No connection could be accepted, most likely for want of descriptors: one that waits is closed.
+    /// No connection could be accepted, most likely for want of descriptors: some that wait are closed.
     pub(super) fn failed_to_accept(&self, error: &io::Error) {
         self.refused("accept", Some(error));
         let mut table = self.table.lock();
-        let candidates = table.sample();
-        table.displace(candidates);
+        for _ in 0..FREED {
+            let candidates = table.sample();
+            if !table.displace(candidates) {
+                break;
+            }
+        }
     }
 
     fn refused(&self, cause: &'static str, error: Option<&io::Error>) {
@@ -271,6 +278,19 @@ mod tests {
         assert!(take(&places, "192.0.2.1").is_none());
         assert!(take(&places, "::ffff:192.0.2.1").is_none(), "the same client, mapped");
         assert!(take(&places, "192.0.2.2").is_some());
+    }
+
+    /// When descriptors ran out some connections that wait make room, and none that answers.
+    #[tokio::test]
+    async fn waiting_connections_make_room_for_descriptors() {
+        let places = places(100, 100);
+        let busy = take(&places, "192.0.2.1").expect("free");
+        let _answering = Answering::begin(busy.activity());
+        let waiting: Vec<_> = (0..20).map(|_| take(&places, "192.0.2.1").expect("free")).collect();
+        places.failed_to_accept(&io::Error::other("too many open files"));
+        assert_eq!(waiting.iter().filter(|place| is_displaced(place)).count(), FREED);
+        places.failed_to_accept(&io::Error::other("too many open files"));
+        assert_eq!(places.table.lock().open.len(), 1, "the one that answers");
     }
 
     /// Beyond the first sample one that waits is still found, and a flood displaces its own kind.
