@@ -43,6 +43,7 @@ impl Server {
         let child = Command::new(program)
             .current_dir(&folder)
             .env("BIND_ADDR", address.to_string())
+            .env("ADMIN_BIND_ADDR", "none")
             .env("DATABASE_URL", "sqlite://data/orgs.db?mode=rwc")
             .env("REDIS_URL", redis)
             .env("ADMIN_TOKEN", "only-for-this-benchmark")

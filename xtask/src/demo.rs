@@ -10,7 +10,9 @@ use conformance::redis_server::{RedisServer, answers};
 use crate::process::{self, cargo, root};
 use crate::redis;
 
-const ADDRESSES: [&str; 2] = ["127.0.0.1:8081", "127.0.0.1:8082"];
+const ADDRESSES: [&str; 2] = ["127.0.0.1:8080", "127.0.0.1:8090"];
+/// Where each answers operators.
+const OPERATORS: [&str; 2] = ["127.0.0.1:8081", "127.0.0.1:8091"];
 const TOKEN: &str = "only-for-this-demo";
 const START_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -34,7 +36,7 @@ impl Drop for Folder {
 }
 
 pub(crate) fn run() -> Result<()> {
-    for address in ADDRESSES {
+    for address in ADDRESSES.into_iter().chain(OPERATORS) {
         if answers(address.parse()?) {
             bail!("the demo needs {address}, where something else listens already");
         }
@@ -46,17 +48,19 @@ pub(crate) fn run() -> Result<()> {
     let data = Folder(std::env::temp_dir().join(format!("org-server-demo-{}", std::process::id())));
     std::fs::create_dir_all(data.0.join("data"))?;
     // One after the other: the first makes the database, and both read the same.
-    let _servers = [start(ADDRESSES[0], &data.0, &redis)?, start(ADDRESSES[1], &data.0, &redis)?];
+    let _servers = [start(0, &data.0, &redis)?, start(1, &data.0, &redis)?];
     explain(&redis);
     runtime.block_on(tokio::signal::ctrl_c()).context("waiting for Ctrl-C")?;
     println!("\nstopped");
     Ok(())
 }
 
-fn start(address: &str, data: &Path, redis: &RedisServer) -> Result<Server> {
+fn start(number: usize, data: &Path, redis: &RedisServer) -> Result<Server> {
+    let address = ADDRESSES[number];
     let child = Command::new(program())
         .current_dir(data)
         .env("BIND_ADDR", address)
+        .env("ADMIN_BIND_ADDR", OPERATORS[number])
         .env("DATABASE_URL", "sqlite://data/orgs.db?mode=rwc")
         .env("REDIS_URL", redis.url())
         .env("ADMIN_TOKEN", TOKEN)
@@ -83,7 +87,7 @@ fn program() -> PathBuf {
 }
 
 fn explain(redis: &RedisServer) {
-    let [first, second] = ADDRESSES;
+    let ([first, second], [operators, _]) = (ADDRESSES, OPERATORS);
     println!(
         "\nTwo servers on one Redis ({url}). Try:\n\n\
          1. The first answer comes from the database, the other server's from Redis, and any further one from memory\n   \
@@ -92,7 +96,7 @@ fn explain(redis: &RedisServer) {
             curl -i -H 'Host: acme.localhost' http://{second}/v1/org\n\n\
          2. A change through one is seen by the other at once:\n   \
             curl -X PUT -H 'Authorization: Bearer {TOKEN}' -H 'Content-Type: application/json' \\\n     \
-              -d '{{\"name\":\"Acme Renamed\"}}' http://{first}/admin/orgs/acme\n   \
+              -d '{{\"name\":\"Acme Renamed\"}}' http://{operators}/admin/orgs/acme\n   \
             curl -H 'Host: acme.localhost' http://{second}/v1/org\n\n\
          3. What travels:\n   \
             redis-cli -u {url} SUBSCRIBE cache:invalidate\n   \

@@ -12,7 +12,7 @@
 //! | `CACHE_TTL` | life of an entry that does not say otherwise | `300s` |
 //! | `CACHE_CAPACITY` | entries of the in-process backend | `10000` |
 //! | `CACHE_NEAR_TTL` · `CACHE_NEAR_CAPACITY` | life and entries of a domain's near tier | `10s` · `1000` |
-//! | `RATE_LIMIT_API` · `_AUTH` · `_MFA` · `_MUTATION` | `LIMIT/TIME` of a preset, e.g. `10000/60s` | the preset's |
+//! | `RATE_LIMIT_API` · `_AUTH` · `_MFA` · `_MUTATION` · `_NAMES` | `LIMIT/TIME` of a preset, e.g. `10000/60s` | the preset's |
 //!
 //! Times are a whole number with `ms`, `s`, `m` or `h`; a bare number is seconds.
 
@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use cache_core::Quota;
 use secrecy::SecretString;
+use url::Url;
 
 use crate::{SettingError, SettingService, SettingServiceExt};
 
@@ -122,11 +123,25 @@ pub struct RateLimitPresets {
     pub mfa: Quota,
     /// Writes. Default [`Quota::mutation`].
     pub mutation: Quota,
+    /// Names of organisations that nobody has. Default a token bucket, 100 per minute; local while the store is away.
+    pub names: Quota,
+}
+
+impl RateLimitPresets {
+    fn unknown_names() -> Quota {
+        Quota::token_bucket("names", 100, Duration::from_secs(60))
+    }
 }
 
 impl Default for RateLimitPresets {
     fn default() -> Self {
-        Self { api: Quota::api(), auth: Quota::auth(), mfa: Quota::mfa(), mutation: Quota::mutation() }
+        Self {
+            api: Quota::api(),
+            auth: Quota::auth(),
+            mfa: Quota::mfa(),
+            mutation: Quota::mutation(),
+            names: Self::unknown_names(),
+        }
     }
 }
 
@@ -168,18 +183,29 @@ impl RateLimitPresets {
             auth: read_quota(source, "RATE_LIMIT_AUTH", Quota::auth())?,
             mfa: read_quota(source, "RATE_LIMIT_MFA", Quota::mfa())?,
             mutation: read_quota(source, "RATE_LIMIT_MUTATION", Quota::mutation())?,
+            names: read_quota(source, "RATE_LIMIT_NAMES", Self::unknown_names())?,
         })
     }
 }
 
-/// A URL as it may be shown: without user, password and query.
+/// Schemes of servers and files; another word may be the beginning of a secret.
+const SCHEMES: [&str; 9] =
+    ["redis", "rediss", "valkey", "valkeys", "redis+unix", "unix", "postgres", "postgresql", "sqlite"];
+
+/// A URL as it may be shown: scheme, host and port. Without a known scheme nothing is shown, and without a host that is
+/// one for certain the scheme alone: an unescaped `#`, `?` or `/` in a password ends the host within the password.
 #[must_use]
 pub fn redacted_url(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return "(not shown)".to_owned() };
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    match rest.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}://…@{host}"),
-        None => format!("{scheme}://{rest}"),
+    let parsed = Url::parse(url).ok().filter(|parsed| SCHEMES.contains(&parsed.scheme()));
+    let Some(parsed) = parsed else { return "(not shown)".to_owned() };
+    let scheme = parsed.scheme();
+    let misread = [parsed.path(), parsed.query().unwrap_or(""), parsed.fragment().unwrap_or("")];
+    let host = parsed.host_str().filter(|host| !host.is_empty() && scheme != "sqlite");
+    let host = host.filter(|_| !misread.iter().any(|part| part.contains('@')));
+    match (host, parsed.port()) {
+        (None, _) => format!("{scheme}://…"),
+        (Some(host), None) => format!("{scheme}://{host}"),
+        (Some(host), Some(port)) => format!("{scheme}://{host}:{port}"),
     }
 }
 

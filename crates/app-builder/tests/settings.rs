@@ -110,6 +110,33 @@ fn no_debug_and_no_error_shows_a_secret() {
     assert!(!format!("{map:?}").contains(SECRET));
 }
 
+/// Of a URL only its scheme, host and port are shown, and nothing at all where a password may have been taken for one
+/// of them: an unescaped `#`, `?` or `/` in a password ends the host too early.
+#[test]
+fn of_a_url_only_the_host_is_shown() {
+    use app_builder::settings::redacted_url;
+    for (url, shown) in [
+        ("redis://user:hunter2@cache.internal:6379/1?password=hunter2", "redis://cache.internal:6379"),
+        ("redis://hunter2@cache", "redis://cache"),
+        ("rediss://[2001:db8::1]:6380", "rediss://[2001:db8::1]:6380"),
+        ("postgres://u:hunter2@db/orgs?password=hunter2", "postgres://db"),
+        ("redis+unix:///run/hunter2.sock?pass=hunter2", "redis+unix://…"),
+        ("sqlite://data/orgs.db?mode=rwc", "sqlite://…"),
+        ("redis://:hunt#er2@cache", "(not shown)"),
+        ("redis://:hunt?er2@cache", "(not shown)"),
+        ("redis://hunt#er2@cache", "redis://…"),
+        ("redis://hunt/er2@cache", "redis://…"),
+        ("redis://u:6379#er2@cache", "redis://…"),
+        ("postgres://u:hunt#er2@db", "(not shown)"),
+        ("hunter2://u:p@h", "(not shown)"),
+        ("hunter2", "(not shown)"),
+        ("hunter2@cache:6379", "(not shown)"),
+        ("", "(not shown)"),
+    ] {
+        assert_eq!(redacted_url(url), shown, "{url}");
+    }
+}
+
 /// J1: a secret may stand in a file; what is wrong with the file is told by the setting's name.
 #[test]
 fn a_secret_may_stand_in_a_file() {

@@ -82,17 +82,19 @@ impl RedisSettings {
     /// [`SettingsError`] that names the setting, never with the URL or its password in it.
     pub fn from_url(url: &str) -> Result<Self, SettingsError> {
         let parsed = redis::parse_redis_url(url).ok_or(SettingsError::UnknownScheme)?;
-        let mut shown = parsed.clone();
-        if shown.password().is_some() {
-            // Both fail only for URLs that cannot have credentials, and this one has.
-            let _ = shown.set_password(Some("***"));
-        }
-        shown.set_query(None);
+        let misread = [parsed.path(), parsed.query().unwrap_or(""), parsed.fragment().unwrap_or("")];
+        // An unescaped `#`, `?` or `/` in a password ends the host within the password.
+        let host = parsed.host_str().filter(|_| !misread.iter().any(|part| part.contains('@')));
+        let port = parsed.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let shown = match host.filter(|host| !host.is_empty()) {
+            Some(host) => format!("{}://{host}{port}", parsed.scheme()),
+            None => format!("{}://…", parsed.scheme()),
+        };
         // Errors are dropped on purpose: their text may repeat the URL.
         let info = url.into_connection_info().map_err(|_| SettingsError::Malformed)?;
         Ok(Self {
             info: info.set_tcp_settings(tcp_settings()),
-            shown: shown.to_string(),
+            shown,
             key_prefix: String::new(),
             response_timeout: Duration::from_millis(500),
             connect_timeout: Duration::from_secs(1),
@@ -140,7 +142,7 @@ impl RedisSettings {
         self
     }
 
-    /// The URL without its password and options; for logs.
+    /// Scheme, host and port of the URL; for logs.
     #[must_use]
     pub fn shown(&self) -> &str {
         &self.shown
@@ -204,9 +206,16 @@ mod tests {
             assert_eq!(refused, error, "{url}");
             assert!(refused.to_string().contains("REDIS_URL") && !refused.to_string().contains("hunter2"));
         }
-        let settings = RedisSettings::from_url("redis://ann:hunter2@localhost/1").unwrap();
-        assert!(!format!("{settings:?}").contains("hunter2"), "{settings:?}");
-        assert!(settings.shown().contains("ann"), "{}", settings.shown());
+        for (url, shown) in [
+            ("redis://ann:hunter2@localhost/1", "redis://localhost"),
+            ("redis://hunter2@127.0.0.1:17379", "redis://127.0.0.1:17379"),
+            ("redis://hunt#er2@localhost", "redis://…"),
+            ("redis+unix:///run/redis.sock?pass=hunter2", "redis+unix://…"),
+        ] {
+            let settings = RedisSettings::from_url(url).unwrap();
+            assert_eq!(settings.shown(), shown);
+            assert!(!format!("{settings:?}").contains("hunt"), "{settings:?}");
+        }
     }
 
     /// C4: modes that cannot be served say so.

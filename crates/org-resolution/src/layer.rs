@@ -5,9 +5,10 @@
 //! inside of it, around the routes that need a token; a [`RateLimitLayer`](crate::RateLimitLayer) inside of both
 //! counts by organisation, user and client.
 
+mod names;
 mod token;
 
-pub use token::{TokenLayer, TokenLayerService};
+pub use token::{AT_ONCE_WHEN_FAILING, TokenLayer, TokenLayerService, bearer};
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::response::{IntoResponse, Response};
-use cache_core::RequestContext;
+use cache_core::{Quota, RateLimits, RequestContext};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::request::Parts;
@@ -24,6 +25,7 @@ use http::{HeaderValue, Request, Uri};
 use tenant_cache::{RequestScope, Source};
 use tower::{Layer, Service};
 
+use crate::layer::names::NameLimit;
 use crate::org::OrgContext;
 use crate::rejection::Problem;
 use crate::resolver::{OrgResolver, Resolved};
@@ -66,13 +68,22 @@ impl Resolution {
 pub struct OrgLayer {
     config: Arc<SourceConfig>,
     resolver: OrgResolver,
+    names: Option<Arc<NameLimit>>,
 }
 
 impl OrgLayer {
     /// A layer.
     #[must_use]
     pub fn new(config: SourceConfig, resolver: OrgResolver) -> Self {
-        Self { config: Arc::new(config), resolver }
+        Self { config: Arc::new(config), resolver, names: None }
+    }
+
+    /// Limits how many names that nobody has each client may ask for: beyond the quota 429 `rate_limited`, before
+    /// anything is looked up. Names that somebody had lately are answered all the same.
+    #[must_use]
+    pub fn limiting_unknown_names(mut self, limits: Arc<dyn RateLimits>, quota: Quota) -> Self {
+        self.names = Some(Arc::new(NameLimit::new(limits, quota)));
+        self
     }
 
     /// The organisation of a request, if it has one or needs one.
@@ -106,16 +117,40 @@ impl OrgLayer {
                 Verdict::Refused(problem) => return Err(problem),
                 Verdict::Silent => continue,
             };
-            let resolved = match &named {
-                Named::Slug(slug) => Some(self.resolver.by_slug(slug).await?),
-                Named::Id(id) => Some(self.resolver.by_id(id).await?),
-                Named::Domain(domain) => self.resolver.by_domain_if_known(domain).await?,
-            };
+            // Behind a prefix a path that belongs to nobody has a second spelling, which no guard in front knows.
+            if left.as_ref().is_some_and(|left| self.config.is_exempt(left.path())) {
+                return Err(Problem::not_found("resource"));
+            }
+            let client = parts.extensions.get::<ClientIp>().map(|client| client.0);
+            let resolved = self.look_up(&named, client).await?;
             if let Some(resolved) = resolved {
                 return Ok(Some(Claimed { resolved, by, left }));
             }
         }
         Ok(None)
+    }
+
+    /// The organisation of this name; `None` for a host that nobody has.
+    async fn look_up(&self, named: &Named, client: Option<IpAddr>) -> Result<Option<Resolved>, Problem> {
+        let Some(names) = &self.names else { return self.resolve_name(named).await };
+        names.may_ask(named, client).await?;
+        let resolved = self.resolve_name(named).await;
+        match &resolved {
+            Ok(None) => names.missed(client).await,
+            Err(problem) if problem.code() == "org_not_found" => names.missed(client).await,
+            Ok(Some(_)) => names.found(named),
+            // Suspended, or not to be told now: neither invented nor in use.
+            Err(_) => {}
+        }
+        resolved
+    }
+
+    async fn resolve_name(&self, named: &Named) -> Result<Option<Resolved>, Problem> {
+        Ok(match named {
+            Named::Slug(slug) => Some(self.resolver.by_slug(slug).await?),
+            Named::Id(id) => Some(self.resolver.by_id(id).await?),
+            Named::Domain(domain) => self.resolver.by_domain_if_known(domain).await?,
+        })
     }
 }
 

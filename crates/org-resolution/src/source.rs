@@ -6,7 +6,7 @@
 
 mod proxies;
 
-pub use proxies::{NotANetwork, TrustedProxies};
+pub use proxies::{ForwardingHeader, NotANetwork, TrustedProxies};
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -80,7 +80,7 @@ pub struct SourceConfig {
     /// Whose headers are believed. Default nobody's.
     pub trusted_proxies: TrustedProxies,
     /// Paths that belong to no organisation, by whole segments: `/healthz` exempts `/healthz/x` and not
-    /// `/healthzz`.
+    /// `/healthzz`. Behind an organisation's prefix (`/o/acme/healthz`) they are 404 `not_found`.
     pub exempt: Vec<String>,
     /// Whether a request that names none is refused (`org_unresolved`). Default true.
     pub required: bool,
@@ -186,7 +186,7 @@ pub(crate) enum Verdict {
 }
 
 /// By what it is named.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Named {
     Slug(Slug),
     Id(OrgId),

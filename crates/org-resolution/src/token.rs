@@ -18,6 +18,7 @@ use cache_core::{CacheError, Clock, LockError, LockOptions, Locks, Scope, UserId
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use tenant_cache::{Caches, NegativeTier, TenantCache};
+use tokio::sync::Semaphore;
 
 use crate::org::OrgId;
 use crate::rejection::{Problem, RETRY_LATER};
@@ -151,6 +152,7 @@ pub struct TokenService {
     validator: Arc<dyn TokenValidator>,
     policy: Arc<TokenPolicy>,
     clock: Clock,
+    plausible: fn(&SecretString) -> bool,
 }
 
 impl fmt::Debug for TokenService {
@@ -190,7 +192,15 @@ impl TokenService {
             .timeout(LOOKUP_TIMEOUT)
             // Only a look-up brings the token along; the digest alone names nothing.
             .load(|_: TokenDigest| async { Ok::<_, TokenError>(None) })?;
-        Ok(Self { tokens, validator, policy, clock })
+        Ok(Self { tokens, validator, policy, clock, plausible: |_| true })
+    }
+
+    /// Refuses tokens that cannot be any by their form alone, such as one with a wrong checksum: without a look-up in
+    /// any tier.
+    #[must_use]
+    pub fn refusing_unless(mut self, plausible: fn(&SecretString) -> bool) -> Self {
+        self.plausible = plausible;
+        self
     }
 
     /// What a token is, presented to an organisation.
@@ -201,14 +211,35 @@ impl TokenService {
     /// # Cancel safety
     /// May be dropped at any time.
     pub async fn validate(&self, org: &OrgId, token: &SecretString) -> Result<Arc<CachedToken>, TokenError> {
+        self.validate_in_turn(org, token, None).await
+    }
+
+    /// As [`validate`](Self::validate); the validator is asked when one of these turns is free. What is cached waits for
+    /// none.
+    pub(crate) async fn validate_in_turn(
+        &self,
+        org: &OrgId,
+        token: &SecretString,
+        turns: Option<Arc<Semaphore>>,
+    ) -> Result<Arc<CachedToken>, TokenError> {
         if token.expose_secret().len() > MAX_TOKEN_BYTES {
             return Err(TokenError::TooLong);
+        }
+        if !(self.plausible)(token) {
+            return Err(TokenError::Invalid);
         }
         let digest = TokenDigest::of(org, &self.policy.audience, token);
         let (validator, org_id, token) = (Arc::clone(&self.validator), org.clone(), token.clone());
         let load = move || {
             let (validator, org, token) = (Arc::clone(&validator), org_id.clone(), token.clone());
-            async move { validator.validate(&org, &token).await }
+            let turns = turns.clone();
+            async move {
+                let _turn = match &turns {
+                    Some(turns) => Some(turns.acquire().await.map_err(TokenError::validator)?),
+                    None => None,
+                };
+                validator.validate(&org, &token).await
+            }
         };
         let found = self.tokens.lookup_with(&digest, load).await?.value.ok_or(TokenError::Invalid)?;
         if found.expires_at <= self.clock.unix_ms() {

@@ -12,7 +12,8 @@ use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get as on_get;
 use axum::{Extension, Router};
-use cache_core::RequestContext;
+use cache_core::{Quota, RateLimits, RequestContext};
+use concurrency::LocalConcurrencyService;
 use http::HeaderName;
 use org_resolution::layer::{ClientIp, OrgService, Resolution};
 use org_resolution::source::OrgClaim;
@@ -156,6 +157,43 @@ async fn a_database_that_hangs_is_given_up() {
     assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
 }
 
+/// Names that nobody has are limited per client before they are looked up; names in use are answered all the same, and
+/// other clients are not concerned.
+#[tokio::test]
+async fn invented_names_are_limited_before_the_look_up() {
+    let (fleet, directory) = (fleet(), acme_and_globex());
+    let limits: Arc<dyn RateLimits> = Arc::new(LocalConcurrencyService::default());
+    let quota = Quota::token_bucket("names", 3, Duration::from_secs(3_600));
+    let layer = OrgLayer::new(config(), resolver(&fleet.here, &directory));
+    let app = layer.limiting_unknown_names(limits, quota).layer(routes());
+    assert_eq!(answer(&app, at("acme.example.com", "/who")).await, "acme by Host");
+    for request in
+        [at("n1.example.com", "/who"), at("shop.nobody.test", "/who"), at("example.com", "/o/n2/who")]
+    {
+        assert_eq!(call(&app, request).await.status(), 404);
+    }
+    let asked = directory.gate.calls();
+    for request in
+        [at("n3.example.com", "/who"), at("shop.other.test", "/who"), at("example.com", "/o/n4/who")]
+    {
+        let refused = call(&app, request).await;
+        assert!(refused.headers().contains_key("retry-after"));
+        assert_eq!(problem(refused).await, (429, "rate_limited".into()));
+    }
+    assert_eq!(directory.gate.calls(), asked, "nothing was looked up");
+    // Also when memory has forgotten it.
+    fleet.hand.advance(Duration::from_secs(3_600));
+    assert_eq!(answer(&app, at("acme.example.com", "/who")).await, "acme by Host");
+    let elsewhere = get("/who", "192.0.2.2", &[("host", "n3.example.com")]);
+    assert_eq!(problem(call(&app, elsewhere).await).await, (404, "org_not_found".into()));
+    let claimed = |slug| {
+        let mut request = at("example.com", "/who");
+        request.extensions_mut().insert(OrgClaim(org(slug).id));
+        request
+    };
+    assert_eq!(answer(&app, claimed("globex")).await, "globex by Claim", "a verified claim invents nothing");
+}
+
 /// K1: the path form is routed by what is left of it, with its query.
 #[tokio::test]
 async fn the_path_form_is_routed_by_what_is_left() {
@@ -213,6 +251,21 @@ async fn exempt_paths_belong_to_nobody() {
     assert_eq!(answer(&app, at("acme.example.com", "/healthz/deep")).await, "-");
     assert_eq!(call(&app, at("example.com", "/healthzz")).await.status(), 404);
     assert_eq!(directory.gate.calls(), 0);
+}
+
+/// A path that belongs to nobody is nobody's behind an organisation's prefix either: whoever guards such paths by their
+/// beginning must not be passed by a longer spelling. The organisation is not even looked up.
+#[tokio::test]
+async fn an_exempt_path_behind_a_prefix_is_nowhere() {
+    let directory = acme_and_globex();
+    let app = app(config().exempting("/query"), &directory);
+    for path in ["/o/acme/healthz/deep", "/o/acme/query", "/o/acme/query?a=b", "/o/nobody/query"] {
+        let refused = problem(call(&app, at("example.com", path)).await).await;
+        assert_eq!(refused, (404, "not_found".into()), "{path}");
+    }
+    assert_eq!(directory.gate.calls(), 0);
+    assert_eq!(answer(&app, at("example.com", "/query")).await, "/query");
+    assert_eq!(answer(&app, at("example.com", "/o/acme/who")).await, "acme by Path");
 }
 
 /// K5: the extractors answer from what the layer found and never from a header: required or optional.

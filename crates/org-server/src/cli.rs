@@ -18,7 +18,11 @@ pub struct Cli {
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Answer requests until told to stop (Ctrl-C or SIGTERM).
-    Serve,
+    Serve {
+        /// Import the sample organisations into an empty database, also into one that DATABASE_URL names.
+        #[arg(long)]
+        sample: bool,
+    },
     /// Store the organisations of a JSON file: all of them, or none and a list of what is wrong.
     Import {
         /// An array of `{slug, name, id?, plan?, status?, settings?, secrets?, custom_domain?}`.
@@ -33,10 +37,10 @@ pub enum Command {
 }
 
 impl Cli {
-    /// The command, by default [`Command::Serve`].
+    /// The command, by default [`Command::Serve`] without a flag.
     #[must_use]
     pub fn command(self) -> Command {
-        self.command.unwrap_or(Command::Serve)
+        self.command.unwrap_or(Command::Serve { sample: false })
     }
 }
 
@@ -51,8 +55,10 @@ mod tests {
     /// L1: no argument means serve; the others need what they work on.
     #[test]
     fn commands_are_read() {
-        assert_eq!(parse(&[]).expect("serve"), Command::Serve);
-        assert_eq!(parse(&["serve"]).expect("serve"), Command::Serve);
+        let serve = |sample| Command::Serve { sample };
+        assert_eq!(parse(&[]).expect("serve"), serve(false));
+        assert_eq!(parse(&["serve"]).expect("serve"), serve(false));
+        assert_eq!(parse(&["serve", "--sample"]).expect("serve"), serve(true));
         let import = Command::Import { file: "orgs.json".into() };
         assert_eq!(parse(&["import", "orgs.json"]).expect("import"), import);
         let keys = vec!["org:a".to_owned(), "org:b".to_owned()];

@@ -132,7 +132,7 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600);
         }
         let token = admin_token(&folder).expect("made");
-        assert!(token.secret.expose_secret().len() >= crate::settings::WEAK_ADMIN_TOKEN_BYTES);
+        assert!(token.secret.expose_secret().len() >= crate::settings::MIN_ADMIN_TOKEN_BYTES);
         assert_eq!(std::fs::read_dir(&folder).expect("there").count(), 2, "no drafts are left");
         std::fs::remove_dir_all(&folder).expect("removed");
     }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use org_resolution::Slug;
 use serde::Deserialize;
+use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use tokio::io::AsyncReadExt as _;
 
@@ -111,7 +112,9 @@ pub enum ImportError {
 pub async fn read_file(path: &Path) -> Result<String, ImportError> {
     let failed = |source| ImportError::Read { path: path.to_owned(), source };
     let file = tokio::fs::File::open(path).await.map_err(failed)?;
-    let mut text = String::new();
+    let size = file.metadata().await.map_err(failed)?.len();
+    // In one piece: growing would hold the text twice.
+    let mut text = String::with_capacity(usize::try_from(size.min(MAX_FILE_BYTES)).unwrap_or(0) + 1);
     file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).await.map_err(failed)?;
     match text.len() as u64 > MAX_FILE_BYTES {
         true => Err(ImportError::TooLarge),
@@ -119,35 +122,98 @@ pub async fn read_file(path: &Path) -> Result<String, ImportError> {
     }
 }
 
-/// Reads and checks all records, each with its position.
+/// Reads and checks all records, each with its position. Of a file with bad records nothing is kept but the first of
+/// them.
 ///
 /// # Errors
 /// [`ImportError::Syntax`] with line and column; [`ImportError::Records`] with every record that breaks a
 /// rule, has an unknown field, or repeats the slug, id or custom domain of another.
 pub fn parse(text: &str) -> Result<Vec<(Position, Record)>, ImportError> {
-    let raw: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| ImportError::Syntax {
+    let mut reading = Reading { text, index: 0, line: 1, counted: 0, found: Found::default() };
+    let mut json = serde_json::Deserializer::from_str(text);
+    let read = json.deserialize_seq(&mut reading).and_then(|()| json.end());
+    read.map_err(|error| ImportError::Syntax {
         line: error.line(),
         column: error.column(),
         reason: reason(&error),
     })?;
-    let positions = positions(text, &raw);
-    let (mut records, mut bad, mut seen) = (Vec::with_capacity(raw.len()), Vec::new(), Seen::default());
-    for (position, raw) in positions.into_iter().zip(raw) {
-        match read(raw) {
-            Err(reasons) => bad.extend(reasons.into_iter().map(|reason| BadRecord { position, reason })),
+    let Found { records, bad, total, .. } = reading.found;
+    if total == 0 { Ok(records) } else { Err(ImportError::Records { bad, total }) }
+}
+
+/// Reads the array record by record, and counts lines on the way.
+struct Reading<'a> {
+    text: &'a str,
+    index: usize,
+    line: usize,
+    /// Up to where lines were counted.
+    counted: usize,
+    found: Found,
+}
+
+/// What was found so far.
+#[derive(Default)]
+struct Found {
+    records: Vec<(Position, Record)>,
+    bad: Vec<BadRecord>,
+    total: usize,
+    seen: Seen,
+}
+
+impl<'de> Visitor<'de> for &mut Reading<'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of organisations")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut records: A) -> Result<(), A::Error> {
+        while let Some(raw) = records.next_element::<&'de RawValue>()? {
+            let position = self.position(raw);
+            self.found.take(position, read(raw));
+        }
+        Ok(())
+    }
+}
+
+impl Reading<'_> {
+    /// Where a record begins that was cut from the text.
+    fn position(&mut self, raw: &RawValue) -> Position {
+        let start = raw.get().as_ptr() as usize - self.text.as_ptr() as usize;
+        let passed = &self.text.as_bytes()[self.counted..start];
+        self.line += passed.iter().filter(|byte| **byte == b'\n').count();
+        self.counted = start;
+        self.index += 1;
+        Position { index: self.index - 1, line: self.line }
+    }
+}
+
+impl Found {
+    fn take(&mut self, position: Position, read: Result<Record, Vec<String>>) {
+        match read {
+            Err(reasons) => self.refuse(position, reasons),
             Ok(record) => {
-                let repeated = seen.repeats(position, &record);
-                bad.extend(repeated.into_iter().map(|reason| BadRecord { position, reason }));
-                records.push((position, record));
+                let repeated = self.seen.repeats(position, &record);
+                self.refuse(position, repeated);
+                if self.total == 0 {
+                    self.records.push((position, record));
+                }
             }
         }
     }
-    if bad.is_empty() {
-        return Ok(records);
+
+    fn refuse(&mut self, position: Position, reasons: Vec<String>) {
+        if !reasons.is_empty() {
+            // Nothing will be imported: what was read is of no use any more.
+            self.records = Vec::new();
+        }
+        for reason in reasons {
+            self.total += 1;
+            if self.bad.len() < MAX_LISTED {
+                self.bad.push(BadRecord { position, reason });
+            }
+        }
     }
-    let total = bad.len();
-    bad.truncate(MAX_LISTED);
-    Err(ImportError::Records { bad, total })
 }
 
 /// A record as it is written; what [`OrgDraft`] has, and what names the organisation.
@@ -206,18 +272,6 @@ impl Seen {
         }
         repeated
     }
-}
-
-/// The line in which each record begins, in one pass over the text the records were cut from.
-fn positions(text: &str, raw: &[&RawValue]) -> Vec<Position> {
-    let (mut line, mut counted) = (1, 0);
-    let position = |(index, raw): (usize, &&RawValue)| {
-        let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
-        line += text.as_bytes()[counted..start].iter().filter(|byte| **byte == b'\n').count();
-        counted = start;
-        Position { index, line }
-    };
-    raw.iter().enumerate().map(position).collect()
 }
 
 fn list(bad: &[BadRecord], total: usize) -> String {

@@ -7,6 +7,7 @@
 //! | the commands, and running them | [`cli`], [`run`] |
 //! | the settings | [`settings`] |
 //! | starting, answering, stopping | [`serve`] |
+//! | connections: accepting them, their places and deadlines | [`accept`] |
 //! | the routes, and what they share | [`routes`], [`state`] |
 //! | connections to release when it stops | [`connections`] |
 //! | organisations: caches, sealed secrets, tokens | [`orgs`] |
@@ -16,6 +17,7 @@
 //! | what the first start makes | [`first_start`] |
 //! | logs and metrics | [`telemetry`] |
 
+pub mod accept;
 pub mod cli;
 pub mod connections;
 pub mod draft;

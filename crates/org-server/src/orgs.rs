@@ -81,6 +81,7 @@ impl Orgs {
         let resolver = OrgResolver::new(app.caches(), directory)?;
         let validator = Arc::new(StoredTokens(store.clone()));
         let tokens = TokenService::new(app.caches(), validator, TokenPolicy::default(), Clock::system())?;
+        let tokens = tokens.refusing_unless(tokens::is_well_formed);
         let is_current = ring.is_current(&canary);
         let orgs = Self(Arc::new(Inner { store, ring, resolver, tokens }));
         if !is_current {

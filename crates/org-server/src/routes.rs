@@ -1,9 +1,10 @@
 //! The routes, and what every request passes on its way to them.
 //!
 //! ```text
-//! request ─► door (time, counts) ─► OrgLayer (whose is it?) ─┬─► /healthz /readyz /metrics   health
-//!                                                            ├─► /v1/…   limit `api` ─► v1
-//!                                                            └─► /admin/…  token ─► limit `mutation` ─► admin_*
+//! public:     door (counts) ─┬─► /healthz
+//!                            └─► door (place, time) ─► OrgLayer (whose is it?) ─► /v1/…  limit `api` ─► v1
+//! operators:  door (counts, time) ─┬─► /healthz /readyz /metrics   health
+//!                                  └─► /admin/…  token ─► limit `mutation` ─► admin_*
 //! ```
 //!
 //! | you look for | module |
@@ -40,28 +41,53 @@ use crate::state::AppState;
 /// The largest body of a request, in bytes: the largest organisation with room for its JSON.
 pub const MAX_BODY_BYTES: usize = 512 * 1024;
 
-/// Paths that belong to no organisation.
+/// Paths that belong to no organisation, whatever is answered there and on which listener.
 const EXEMPT: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/admin"];
 
-/// The whole service. It needs the peer's address: serve it with connect info.
-pub fn router(state: AppState, settings: &ServerSettings) -> Router {
+/// What anybody may reach. It needs the peer's address as connect info.
+pub fn public(state: AppState, settings: &ServerSettings) -> Router {
     let routes = Router::new()
-        .route("/healthz", get(health::healthz))
-        .route("/readyz", get(health::readyz))
-        .route("/metrics", get(health::metrics))
         .nest("/v1", v1_routes(&state))
-        .nest("/admin", admin_routes(&state))
         .fallback(door::not_found)
         .method_not_allowed_fallback(door::method_not_allowed)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn(door::named))
         .with_state(state.clone());
     // Around the routes: the path form is taken off before routing.
-    let resolved = OrgLayer::new(sources(settings), state.orgs().resolver().clone()).layer(routes);
-    Router::new()
+    let orgs = OrgLayer::new(sources(settings), state.orgs().resolver().clone());
+    let (limits, names) = (state.app().rate_limiter(), state.app().quotas().names.clone());
+    let resolved = orgs.limiting_unknown_names(limits, names).layer(routes);
+    let timed = Router::new()
         .fallback_service(resolved)
-        .layer(from_fn_with_state(state, door::in_time))
+        .layer(from_fn_with_state(state.clone(), door::in_time))
+        .layer(from_fn_with_state(state, door::in_place));
+    // Not among the requests that wait for a place: a busy server is alive.
+    Router::new()
+        .route("/healthz", get(health::healthz))
+        .method_not_allowed_fallback(door::method_not_allowed)
+        .layer(from_fn(door::named))
+        .fallback_service(timed)
         .layer(from_fn(door::counted))
+        .layer(from_fn(door::unkept))
+}
+
+/// What operators and their tools reach, on a listener of its own: no path of an organisation leads here. It needs the
+/// peer's address as connect info.
+pub fn operators(state: AppState, settings: &ServerSettings) -> Router {
+    Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics))
+        .nest("/admin", admin_routes(&state))
+        .fallback(door::not_found)
+        .method_not_allowed_fallback(door::method_not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(from_fn(door::named))
+        .layer(from_fn_with_state(settings.trusted_proxies.clone(), door::from_client))
+        .layer(from_fn_with_state(state.clone(), door::in_time))
+        .layer(from_fn(door::counted))
+        .layer(from_fn(door::unkept))
+        .with_state(state)
 }
 
 fn v1_routes(state: &AppState) -> Router<AppState> {

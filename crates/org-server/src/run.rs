@@ -1,5 +1,6 @@
 //! Running a command to its end.
 
+use std::io::IsTerminal as _;
 use std::path::Path;
 
 use app_builder::{AppError, AppServiceBuilder, Backend, SettingError, SettingService};
@@ -74,7 +75,10 @@ impl From<AppError> for RunError {
 pub async fn run(command: Command, source: &dyn SettingService, say: fn(&str)) -> Result<(), RunError> {
     let settings = ServerSettings::read(source)?;
     match command {
-        Command::Serve => serve(settings, say).await,
+        Command::Serve { sample } => {
+            let sample = sample || settings.sample;
+            serve(ServerSettings { sample, ..settings }, say).await
+        }
         Command::Import { file } => import(settings, &file, say).await,
         Command::Invalidate { keys } => invalidate(settings, &keys, say).await,
     }
@@ -87,7 +91,15 @@ async fn serve(settings: ServerSettings, say: fn(&str)) -> Result<(), RunError> 
     for line in &server.greeting {
         say(line);
     }
-    Ok(server.run(stop).await?)
+    // Not where it would end in the log of a container.
+    if let Some(token) = server.new_admin_token().filter(|_| std::io::stdout().is_terminal()) {
+        say(&format!("admin token, said once: {}", token.expose_secret()));
+    }
+    if let Some(line) = server.to_try().await? {
+        say(&line);
+    }
+    server.run(stop).await;
+    Ok(())
 }
 
 async fn import(settings: ServerSettings, file: &Path, say: fn(&str)) -> Result<(), RunError> {

@@ -7,7 +7,10 @@ use std::time::Duration;
 use app_builder::{AppError, AppServiceBuilder};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
+use crate::accept;
+use crate::accept::places::Places;
 use crate::first_start::{self, Made, MakeError};
 use crate::import::ImportError;
 use crate::orgs::{Orgs, OrgsError};
@@ -41,8 +44,10 @@ pub enum ServeError {
     #[error("the sample could not be imported: {0}")]
     Sample(#[from] ImportError),
     /// The address cannot be listened on.
-    #[error("BIND_ADDR: cannot listen on {address}: {source}")]
+    #[error("{setting}: cannot listen on {address}: {source}")]
     Bind {
+        /// The setting that names it.
+        setting: &'static str,
         /// The address.
         address: SocketAddr,
         /// What the system said.
@@ -60,14 +65,17 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
+    operators: Option<TcpListener>,
     state: AppState,
     settings: ServerSettings,
-    /// What a human should be told once: where it listens, what was made, what to try.
+    new_admin_token: Option<SecretString>,
+    /// What a human should be told once: where it listens, what was made. Never a secret.
     pub greeting: Vec<String>,
 }
 
 impl Server {
-    /// Opens the database, assembles the services, imports the sample into an empty database, and listens.
+    /// Opens the database, assembles the services, imports the sample into an empty database if the settings say so,
+    /// and listens.
     ///
     /// # Errors
     /// [`ServeError`], by what failed; each message names the setting to look at. Nothing keeps running then.
@@ -80,14 +88,18 @@ impl Server {
         let mut greeting = Vec::new();
         let store = Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await?;
         let master_key = master_key(&settings, &mut greeting)?;
-        let admin_token = admin_token(&settings, &mut greeting)?;
+        let (admin_token, new_admin_token) = admin_token(&settings, &mut greeting)?;
         let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
         let orgs = Orgs::open(store.clone(), &app, &master_key).await?;
-        if store.org_count().await? == 0 {
-            let imported = orgs.import(crate::import::SAMPLE).await?;
+        if settings.sample && store.org_count().await? == 0 {
+            let imported = orgs.import_new(crate::import::SAMPLE).await?;
             greeting.push(format!("imported {imported} sample organisations into the empty database"));
         }
-        let listener = listen(settings.bind_addr).await?;
+        let listener = listen("BIND_ADDR", settings.bind_addr).await?;
+        let operators = match settings.admin_bind_addr {
+            Some(address) => Some(listen("ADMIN_BIND_ADDR", address).await?),
+            None => None,
+        };
         let parts = StateParts {
             store,
             app,
@@ -97,8 +109,9 @@ impl Server {
             request_timeout: settings.request_timeout,
             max_requests: settings.max_requests,
         };
-        let mut server = Self { listener, state: AppState::new(parts), settings, greeting };
-        server.greet().await?;
+        let state = AppState::new(parts);
+        let mut server = Self { listener, operators, state, settings, new_admin_token, greeting };
+        server.greet()?;
         Ok(server)
     }
 
@@ -110,6 +123,35 @@ impl Server {
         self.listener.local_addr()
     }
 
+    /// Where operators are answered, if anywhere; the port is the real one when the setting says 0.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn admin_address(&self) -> std::io::Result<Option<SocketAddr>> {
+        self.operators.as_ref().map(TcpListener::local_addr).transpose()
+    }
+
+    /// The admin token, when this start made it: for a human at a terminal, and for no log.
+    #[must_use]
+    pub fn new_admin_token(&self) -> Option<&SecretString> {
+        self.new_admin_token.as_ref()
+    }
+
+    /// A line that a human can try, when there is an organisation to try it with.
+    ///
+    /// # Errors
+    /// [`ServeError::Store`], [`ServeError::Io`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn to_try(&self) -> Result<Option<String>, ServeError> {
+        let (address, first) = (self.address()?, self.state.orgs().any_active().await?);
+        Ok(first.map(|slug| {
+            let host = format!("{slug}.{}", self.settings.base_domain);
+            format!("try: curl -H 'Host: {host}' http://{address}/v1/org")
+        }))
+    }
+
     /// What the routes share.
     #[must_use]
     pub fn state(&self) -> &AppState {
@@ -119,47 +161,44 @@ impl Server {
     /// Answers requests until `stop` completes. Then it is not ready any more, goes on for the time that load
     /// balancers need to see that, accepts nothing new, and gives requests in flight their time to end.
     ///
-    /// # Errors
-    /// [`ServeError::Io`] when the listener failed.
-    ///
     /// # Cancel safety
-    /// Dropping the future closes the listener and drops the requests in flight; changes run to their end.
-    pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
-        let Self { listener, state, settings, .. } = self;
-        let app =
-            routes::router(state.clone(), &settings).into_make_service_with_connect_info::<SocketAddr>();
-        let (closing, closed) = tokio::sync::oneshot::channel::<()>();
-        let (stopping, delay) = (state.clone(), settings.shutdown_delay);
-        let until = async move {
+    /// Dropping the future closes the listeners; connections that are open go on by themselves, changes to their end.
+    pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) {
+        let Self { listener, operators, state, settings, .. } = self;
+        let closing = CancellationToken::new();
+        let stopping = async {
             stop.await;
-            stopping.stop();
+            state.stop();
             tracing::info!("stopping: not ready any more");
-            tokio::time::sleep(delay).await;
-            // The receiver lives as long as the server below.
-            let _ = closing.send(());
+            tokio::time::sleep(settings.shutdown_delay).await;
+            closing.cancel();
         };
-        let serving = axum::serve(listener, app).with_graceful_shutdown(until);
+        let places = |name| Places::new(name, settings.connections, settings.trusted_proxies.clone());
+        let public = routes::public(state.clone(), &settings);
+        let public = accept::serve(listener, public, places("public"), closing.cancelled());
+        let operators = async {
+            if let Some(listener) = operators {
+                let routes = routes::operators(state.clone(), &settings);
+                accept::serve(listener, routes, places("operators"), closing.cancelled()).await;
+            }
+        };
         let limit = settings.shutdown_timeout;
-        let served = tokio::select! {
-            served = serving.into_future() => served,
-            () = out_of_time(closed, limit) => {
+        tokio::select! {
+            ((), (), ()) = async { tokio::join!(stopping, public, operators) } => {}
+            () = out_of_time(&closing, limit) => {
                 tracing::warn!(?limit, "requests were still in flight after the time to stop");
-                Ok(())
             }
             never = upkeep(&state) => match never {},
         };
         state.finish(limit).await;
         tracing::info!("stopped");
-        Ok(served?)
     }
 
-    async fn greet(&mut self) -> Result<(), ServeError> {
+    fn greet(&mut self) -> Result<(), ServeError> {
         let address = self.address()?;
         self.greeting.push(format!("listening on http://{address}"));
-        let first = self.state.orgs().any_active().await?;
-        if let Some(slug) = first {
-            let host = format!("{slug}.{}", self.settings.base_domain);
-            self.greeting.push(format!("try: curl -H 'Host: {host}' http://{address}/v1/org"));
+        if let Some(address) = self.admin_address()? {
+            self.greeting.push(format!("for operators: http://{address}/admin, /metrics and /readyz"));
         }
         Ok(())
     }
@@ -175,16 +214,14 @@ async fn upkeep(state: &AppState) -> Infallible {
 }
 
 /// Completes when the server closed its doors and then still ran for so long.
-async fn out_of_time(closed: tokio::sync::oneshot::Receiver<()>, limit: Duration) {
-    match closed.await {
-        Ok(()) => tokio::time::sleep(limit).await,
-        // The server ended by itself.
-        Err(_) => std::future::pending().await,
-    }
+async fn out_of_time(closing: &CancellationToken, limit: Duration) {
+    closing.cancelled().await;
+    tokio::time::sleep(limit).await;
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Bind { address, source })
+async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| ServeError::Bind { setting, address, source })
 }
 
 /// The master key of the settings, or the one in the data folder.
@@ -206,14 +243,17 @@ pub(crate) fn master_key(
     Ok(secret)
 }
 
-fn admin_token(settings: &ServerSettings, greeting: &mut Vec<String>) -> Result<SecretString, MakeError> {
+/// The admin token of the settings, or the one in the data folder; and again when it was made just now.
+fn admin_token(
+    settings: &ServerSettings,
+    greeting: &mut Vec<String>,
+) -> Result<(SecretString, Option<SecretString>), MakeError> {
     if let Some(given) = &settings.admin_token {
-        return Ok(given.clone());
+        return Ok((given.clone(), None));
     }
     let Made { secret, path, is_new } = first_start::admin_token(&settings.data_folder())?;
-    let path = path.display();
     if is_new {
-        greeting.push(format!("admin token (said once, kept in {path}): {}", secret.expose_secret()));
+        greeting.push(format!("made an admin token in {}", path.display()));
     }
-    Ok(secret)
+    Ok((secret.clone(), is_new.then_some(secret)))
 }

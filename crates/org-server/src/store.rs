@@ -78,13 +78,28 @@ impl Store {
         };
         let pool = pool.connect_lazy_with(options);
         let store = Self { pool, policy };
-        store.bulk("open", async { Ok(store.pool.acquire().await.map(drop)?) }).await?;
-        store
-            .bulk("migrate", async {
-                MIGRATIONS.run(&store.pool).await.map_err(|source| StoreError::Migration { source })
-            })
-            .await?;
+        store.bulk("open", store.migrated()).await?;
         Ok(store)
+    }
+
+    /// Brings the tables up to date, one server after the other: of several that start at once on a new database the
+    /// first makes the tables, and the others find them.
+    async fn migrated(&self) -> Result<(), StoreError> {
+        loop {
+            match self.migrate().await {
+                // Another server makes the file, or changes its tables. The caller's deadline bounds this.
+                Err(error) if error.is_busy() => tokio::time::sleep(BUSY).await,
+                done => return done,
+            }
+        }
+    }
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        // The write lock, taken before it is looked which tables there are: SQLite has no lock for migrations.
+        let mut write = self.write().await?;
+        let failed = |source| StoreError::Migration { source };
+        MIGRATIONS.run(&mut *write).await.map_err(failed)?;
+        Ok(write.commit().await?)
     }
 
     /// Asks the database for a sign of life and says how long the answer took.
@@ -134,6 +149,9 @@ impl Store {
     }
 }
 
+/// Pause before a database is asked again that another server is just making.
+const BUSY: Duration = Duration::from_millis(20);
+
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
 async fn within<T>(
@@ -161,8 +179,11 @@ fn connect_options(url: &str, policy: StorePolicy) -> Result<SqliteConnectOption
             return Err(StoreError::Url { reason: reason.into() });
         }
     }
-    let options = SqliteConnectOptions::from_str(url)
-        .map_err(|error| StoreError::Url { reason: format!("it is not understood: {error}") })?;
+    // What the driver says is left out: it repeats parts of the URL.
+    let options = SqliteConnectOptions::from_str(url).map_err(|_| StoreError::Url {
+        reason: "it is not understood: expected sqlite://FILE?mode=rwc, or another mode that SQLite has"
+            .into(),
+    })?;
     Ok(options
         .journal_mode(SqliteJournalMode::Wal)
         // With a write-ahead log this loses no committed data when the process dies.

@@ -1,5 +1,6 @@
 //! The layer that asks for a valid token.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -8,15 +9,17 @@ use axum::response::{IntoResponse, Response};
 use cache_core::{Quota, RateLimitError, RateLimits, RequestContext};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::Request;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
+use http::{HeaderMap, Request};
+use metrics::counter;
 use secrecy::SecretString;
 use tenant_cache::RequestScope;
+use tokio::sync::Semaphore;
 use tower::{Layer, Service};
 
 use crate::layer::{ClientIp, take_ready, within};
-use crate::org::OrgContext;
+use crate::org::{OrgContext, OrgId};
 use crate::rate_limit;
 use crate::rejection::Problem;
 use crate::token::{CachedToken, TokenError, TokenService};
@@ -29,7 +32,18 @@ use crate::token::{CachedToken, TokenError, TokenService};
 #[derive(Debug, Clone)]
 pub struct TokenLayer {
     tokens: TokenService,
-    limit: Option<(Arc<dyn RateLimits>, Quota)>,
+    limit: Option<Limit>,
+}
+
+/// Tokens validated at the same time for all clients together that failed too often.
+pub const AT_ONCE_WHEN_FAILING: usize = 8;
+
+/// The limit on failures.
+#[derive(Debug, Clone)]
+struct Limit {
+    limits: Arc<dyn RateLimits>,
+    quota: Quota,
+    turns: Arc<Semaphore>,
 }
 
 impl TokenLayer {
@@ -39,57 +53,73 @@ impl TokenLayer {
         Self { tokens, limit: None }
     }
 
-    /// Counts failed tokens per organisation and client; when there were too many, answers 429 `rate_limited` to
-    /// every token that this process has not validated lately, good ones too, so that nobody can go on guessing.
+    /// Counts failed tokens per organisation and client; when there were too many, answers 429 `rate_limited` to further
+    /// bad ones in place of 401.
     ///
-    /// While the limit's store is away and the quota fails closed, bad tokens get 503 `store_unavailable`, and
-    /// good ones pass: who has a valid token must not depend on the store of a limit that is not theirs.
+    /// A valid token always passes, whatever others at the same address tried: what cannot be guessed needs no lock that
+    /// somebody else can close. What guessing costs is bounded in another way: for clients over the quota
+    /// [`AT_ONCE_WHEN_FAILING`] tokens are validated at a time.
+    ///
+    /// While the limit's store is away and the quota fails closed, bad tokens get 503 `store_unavailable`.
     #[must_use]
     pub fn limiting_failures(mut self, limits: Arc<dyn RateLimits>, quota: Quota) -> Self {
-        self.limit = Some((limits, quota));
+        let turns = Arc::new(Semaphore::new(AT_ONCE_WHEN_FAILING));
+        self.limit = Some(Limit { limits, quota, turns });
         self
     }
 
     async fn authenticate(&self, parts: &Parts) -> Result<Arc<CachedToken>, Problem> {
         let org = parts.extensions.get::<Arc<OrgContext>>().ok_or_else(Problem::org_unresolved)?;
-        let token = bearer(parts)?;
+        let token = bearer(&parts.headers)?;
         let client = parts.extensions.get::<ClientIp>().map(|client| client.0);
+        let Some(limit) = &self.limit else { return Ok(self.tokens.validate(&org.id, &token).await?) };
         let key = rate_limit::key_of(Some(&org.id), None, client);
-        // What was validated here before is no guess, and costs no question to the limit's store.
-        if !self.tokens.knows(&org.id, &token) {
-            self.may_guess(&key).await?;
-        }
-        match self.tokens.validate(&org.id, &token).await {
+        // What was validated here before costs no question to the limit's store.
+        let turns = if self.tokens.knows(&org.id, &token) { None } else { limit.turns_of(&key).await? };
+        match self.tokens.validate_in_turn(&org.id, &token, turns).await {
             Ok(token) => Ok(token),
             Err(error) => {
                 if matches!(error, TokenError::Invalid | TokenError::TooLong | TokenError::OrgMismatch) {
-                    self.count_failure(&key).await?;
+                    limit.count_failure(&key, &org.id, client).await?;
                 }
                 Err(error.into())
             }
         }
     }
+}
 
-    async fn may_guess(&self, key: &str) -> Result<(), Problem> {
-        let Some((limits, quota)) = &self.limit else { return Ok(()) };
-        match limits.check(quota, key, 0).await {
-            Ok(decision) if decision.remaining > 0 => Ok(()),
-            Ok(decision) => Err(rate_limit::refusal(quota, &decision)),
+impl Limit {
+    /// The queue in which the tokens of a client are validated that failed too often.
+    async fn turns_of(&self, key: &str) -> Result<Option<Arc<Semaphore>>, Problem> {
+        match self.limits.check(&self.quota, key, 0).await {
+            Ok(decision) => Ok((decision.remaining == 0).then(|| Arc::clone(&self.turns))),
             // A failure will be refused where it is to be counted.
-            Err(RateLimitError::Unavailable { .. }) => Ok(()),
+            Err(RateLimitError::Unavailable { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    async fn count_failure(&self, key: &str) -> Result<(), Problem> {
-        let Some((limits, quota)) = &self.limit else { return Ok(()) };
-        let decision = limits.check(quota, key, 1).await?;
-        if decision.allowed { Ok(()) } else { Err(rate_limit::refusal(quota, &decision)) }
+    async fn count_failure(&self, key: &str, org: &OrgId, client: Option<IpAddr>) -> Result<(), Problem> {
+        let decision = self.limits.check(&self.quota, key, 1).await?;
+        if !decision.allowed {
+            return Err(rate_limit::refusal(&self.quota, &decision));
+        }
+        // The last one that is answered as such: once in the quota's time.
+        if decision.remaining == 0 {
+            counter!("token_lockouts_total").increment(1);
+            tracing::warn!(%org, ?client, "too many bad tokens: further ones get 429");
+        }
+        Ok(())
     }
 }
 
-fn bearer(parts: &Parts) -> Result<SecretString, Problem> {
-    let mut values = parts.headers.get_all(AUTHORIZATION).iter();
+/// The token of the only `Authorization: Bearer …` header.
+///
+/// # Errors
+/// `unauthorized` without one; `invalid_token` for two of them, as another reader may believe the other one, and for
+/// what is no text.
+pub fn bearer(headers: &HeaderMap) -> Result<SecretString, Problem> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
     let value = values.next().ok_or_else(Problem::unauthorized)?;
     if values.next().is_some() {
         return Err(Problem::invalid_token());

@@ -115,18 +115,37 @@ impl Orgs {
     /// # Cancel safety
     /// A dropped call has stored all or none; in the first case caches may not have been told.
     pub async fn import(&self, text: &str) -> Result<usize, ImportError> {
+        self.import_over(text, true).await
+    }
+
+    /// As [`import`](Self::import); organisations that are there by slug stay as they are. For the sample: another
+    /// server may have imported it a moment ago, and an operator changed it.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Cancel safety
+    /// As there.
+    pub async fn import_new(&self, text: &str) -> Result<usize, ImportError> {
+        self.import_over(text, false).await
+    }
+
+    async fn import_over(&self, text: &str, replaces: bool) -> Result<usize, ImportError> {
         let records = import::parse(text)?;
-        let (mut rows, mut states) = (Vec::with_capacity(records.len()), Vec::new());
-        for (position, record) in &records {
-            let at = |source| ImportError::Store { position: *position, source };
-            let before = self.0.store.org_by_slug(record.slug.as_str()).await.map_err(at)?;
-            let Record { id, slug, draft } = record;
-            let row = self.merge(before.as_ref(), id.as_deref(), slug, draft).map_err(at)?;
-            states.extend(before.map(context).transpose().map_err(at)?);
-            states.push(context(row.clone()).map_err(at)?);
-            rows.push(row);
-        }
-        let imported = self.0.store.import_orgs(&rows).await;
+        let mut states = Vec::new();
+        let slugs = records.iter().map(|(_, record)| record.slug.as_str());
+        // What counts is what the transaction finds: an organisation may have changed since the file was written.
+        let change = |at: usize, before: Option<&OrgRow>| {
+            let Record { id, slug, draft } = &records[at].1;
+            if let Some(before) = before.filter(|_| !replaces) {
+                return Ok(before.clone());
+            }
+            let row = self.merge(before, id.as_deref(), slug, draft)?;
+            states.extend(before.cloned().map(context).transpose()?);
+            states.push(context(row.clone())?);
+            Ok(row)
+        };
+        let imported = self.0.store.import_orgs(slugs, change).await;
         // Also when it failed: a commit whose answer was lost may have taken place.
         for states in states.chunks(FORGET_AT_ONCE) {
             self.forget("imported organisations", states).await;
@@ -135,7 +154,7 @@ impl Orgs {
             let position = records.get(at).map_or(Position { index: at, line: 0 }, |(position, _)| *position);
             ImportError::Store { position, source }
         })?;
-        Ok(rows.len())
+        Ok(records.len())
     }
 
     /// What shall be stored: the draft over what is there. Secrets are sealed for the organisation's id.

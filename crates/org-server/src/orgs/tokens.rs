@@ -1,8 +1,6 @@
 //! Tokens of organisations: made here, known by digest afterwards.
 
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cache_core::UserId;
 use org_resolution::token::TokenDigest;
 use org_resolution::{CachedToken, OrgId, Problem, Slug, TokenError, TokenValidator};
@@ -149,15 +147,82 @@ fn read(row: TokenRow) -> Result<CachedToken, StoreError> {
     })
 }
 
+/// What every token begins with, so that one which leaks is recognised.
+const PREFIX: &str = "ort_";
+/// Random characters of a token: 256 bits in base 62. As many in base64url make up one of the old form, without checksum.
+const RANDOM_CHARS: usize = 43;
+/// Characters of the checksum: 32 bits in base 62.
+const CHECKSUM_CHARS: usize = 6;
+static CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
+const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
 fn random_token() -> Result<SecretString, Problem> {
-    let mut random = [0; 32];
-    rand::rngs::OsRng.try_fill_bytes(&mut random).map_err(|error| {
-        tracing::error!(%error, "the system gives no random numbers");
-        Problem::internal()
-    })?;
-    Ok(format!("ort_{}", URL_SAFE_NO_PAD.encode(random)).into())
+    let mut text =
+        zeroize::Zeroizing::new(String::with_capacity(PREFIX.len() + RANDOM_CHARS + CHECKSUM_CHARS));
+    text.push_str(PREFIX);
+    while text.len() < PREFIX.len() + RANDOM_CHARS {
+        let mut random = [0];
+        rand::rngs::OsRng.try_fill_bytes(&mut random).map_err(|error| {
+            tracing::error!(%error, "the system gives no random numbers");
+            Problem::internal()
+        })?;
+        // 62 and 63 are drawn again: otherwise some characters would be likelier than others.
+        if let Some(digit) = BASE62.get(usize::from(random[0] & 63)) {
+            text.push(char::from(*digit));
+        }
+    }
+    let checksum = checksum(text.as_bytes());
+    text.extend(checksum.map(char::from));
+    Ok(text.as_str().into())
+}
+
+/// Whether a text can be a token by its form: a mistyped or invented one is told by its checksum. Who knows how it is made
+/// can make one that passes here, and then has to guess 256 bits.
+pub(super) fn is_well_formed(token: &SecretString) -> bool {
+    let text = token.expose_secret();
+    let Some(rest) = text.strip_prefix(PREFIX) else { return false };
+    if rest.len() == RANDOM_CHARS {
+        return rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    }
+    let (random, end) = text.as_bytes().split_at(text.len().saturating_sub(CHECKSUM_CHARS));
+    rest.len() == RANDOM_CHARS + CHECKSUM_CHARS
+        && rest.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        && checksum(random) == end
+}
+
+/// The CRC-32 in base 62.
+fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_CHARS] {
+    let mut rest = CRC.checksum(bytes);
+    let mut digits = [0; CHECKSUM_CHARS];
+    for digit in digits.iter_mut().rev() {
+        *digit = BASE62[(rest % 62) as usize];
+        rest /= 62;
+    }
+    digits
 }
 
 fn digest(token: &SecretString) -> [u8; 32] {
     Sha256::digest(token.expose_secret()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A token reads as itself, every change of one character is told, and no two are alike.
+    #[test]
+    fn a_token_is_told_by_its_checksum() {
+        let token = random_token().expect("random numbers");
+        let text = token.expose_secret();
+        assert_eq!(text.len(), 53);
+        assert!(is_well_formed(&token));
+        for at in 0..text.len() {
+            let mut bytes = text.as_bytes().to_vec();
+            bytes[at] = if bytes[at] == b'Q' { b'R' } else { b'Q' };
+            let mistyped = String::from_utf8(bytes).expect("ASCII");
+            assert!(!is_well_formed(&mistyped.into()), "{at}");
+        }
+        assert_ne!(random_token().expect("random numbers").expose_secret(), text);
+        assert_eq!(&checksum(b"123456789"), b"3jZRME", "CRC-32's check value, 0xCBF43926");
+    }
 }

@@ -1,23 +1,31 @@
 //! What every request passes: how long it may take, and what is counted of it.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
+use http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderValue, StatusCode};
 use metrics::{counter, gauge, histogram};
 
 use crate::state::AppState;
+use org_resolution::TrustedProxies;
+use org_resolution::layer::ClientIp;
 use org_resolution::rejection::{Problem, RETRY_LATER};
 
-/// Lets so many requests in at once, and gives each up after its time. One too many is told at once: queueing it
-/// would only make all of them late.
-pub async fn in_time(State(state): State<AppState>, request: Request, next: Next) -> Response {
+/// Lets so many requests in at once. One too many is told at once: queueing it would only make all of them late.
+pub async fn in_place(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let Ok(_place) = state.places().try_acquire() else {
         counter!("http_requests_turned_away_total").increment(1);
         return Problem::unavailable("Too many requests are being answered.", RETRY_LATER).into_response();
     };
+    next.run(request).await
+}
+
+/// Gives a request up after its time.
+pub async fn in_time(State(state): State<AppState>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(state.request_timeout(), next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
@@ -25,6 +33,29 @@ pub async fn in_time(State(state): State<AppState>, request: Request, next: Next
             Problem::unavailable("The request took too long.", RETRY_LATER).into_response()
         }
     }
+}
+
+/// Names the client of a request that belongs to no organisation: the peer, or whom trusted proxies say it is.
+pub async fn from_client(
+    State(proxies): State<TrustedProxies>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>() {
+        let client = proxies.client_ip(peer.ip(), request.headers());
+        request.extensions_mut().insert(ClientIp(client));
+    }
+    next.run(request).await
+}
+
+/// Says on every answer that nobody on the way may keep it, as it could not be made to forget, and that it is of the
+/// type that it says.
+pub async fn unkept(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 /// The pattern of the route that answered; travels with the answer to where it is counted.

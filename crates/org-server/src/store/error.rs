@@ -66,6 +66,17 @@ impl StoreError {
     }
 }
 
+impl StoreError {
+    /// Whether another writer has the database now.
+    pub(super) fn is_busy(&self) -> bool {
+        const BUSY: i64 = 5;
+        let Self::Unavailable { source } = self else { return false };
+        let code = source.as_database_error().and_then(|error| error.code()?.parse::<i64>().ok());
+        // The low byte is the code, the others say more of it.
+        code.is_some_and(|code| code & 0xff == BUSY)
+    }
+}
+
 impl From<sqlx::Error> for StoreError {
     fn from(source: sqlx::Error) -> Self {
         let taken = source.as_database_error().filter(|error| error.is_unique_violation());

@@ -205,23 +205,29 @@ impl Store {
         .await
     }
 
-    /// Stores all of these or none: one that is there by slug is replaced and keeps its creation time. Each
-    /// failure is told with the position of its record.
+    /// Stores an organisation under each of these slugs, all or none. For each `change` sees the slug's position and
+    /// what is stored under it now, with the write lock held, and answers what shall be stored.
     ///
     /// # Errors
-    /// The position and [`StoreError::Taken`] when an id or custom domain belongs to another slug; position
-    /// zero and [`StoreError::Unavailable`] or [`StoreError::Timeout`] for the database as a whole.
+    /// The position and [`StoreError::Taken`] when an id or custom domain belongs to another slug, or what `change`
+    /// answers; [`StoreError::Unavailable`] or [`StoreError::Timeout`] for the database as a whole.
     ///
     /// # Cancel safety
     /// A dropped call has stored all or none.
-    pub async fn import_orgs(&self, rows: &[OrgRow]) -> Result<(), (usize, StoreError)> {
+    pub async fn import_orgs<'a>(
+        &self,
+        slugs: impl Iterator<Item = &'a str>,
+        mut change: impl FnMut(usize, Option<&OrgRow>) -> Result<OrgRow, StoreError>,
+    ) -> Result<(), (usize, StoreError)> {
         let mut at = 0;
         let imported = self
             .bulk("import", async {
                 let mut write = self.write().await?;
-                for (position, row) in rows.iter().enumerate() {
+                for (position, slug) in slugs.enumerate() {
                     at = position;
-                    import(&mut write, row).await?;
+                    let before = fetch(&mut write, slug).await?;
+                    let row = change(position, before.as_ref())?;
+                    import(&mut write, before.as_ref(), &row).await?;
                 }
                 Ok(write.commit().await?)
             })
@@ -235,8 +241,12 @@ async fn fetch(connection: &mut SqliteConnection, slug: &str) -> Result<Option<O
     row.as_ref().map(read).transpose()
 }
 
-async fn import(connection: &mut SqliteConnection, row: &OrgRow) -> Result<(), StoreError> {
-    match fetch(connection, &row.slug).await? {
+async fn import(
+    connection: &mut SqliteConnection,
+    before: Option<&OrgRow>,
+    row: &OrgRow,
+) -> Result<(), StoreError> {
+    match before {
         Some(before) if before.id != row.id => Err(StoreError::Taken { what: "slug" }),
         Some(_) => update(connection, row).await,
         None => insert(connection, row).await,

@@ -22,6 +22,25 @@ pub(crate) fn run(folder: &Folder, args: &[&str], settings: &[(&str, &str)]) -> 
     command(folder, args, settings).output().expect("the binary runs")
 }
 
+/// The most memory that a command which fails held at once, in KiB.
+#[cfg(target_os = "linux")]
+pub(crate) fn peak_kib(folder: &Folder, args: &[&str]) -> usize {
+    let mut child = command(folder, args, &[]).stderr(Stdio::null()).spawn().expect("the binary runs");
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    loop {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let held = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let held = held.and_then(|held| held.trim().trim_end_matches(" kB").parse().ok());
+        peak = peak.max(held.unwrap_or(0));
+        if let Some(ended) = child.try_wait().expect("a child") {
+            assert!(!ended.success(), "it is refused");
+            return peak;
+        }
+        std::thread::yield_now();
+    }
+}
+
 pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
 }
@@ -31,11 +50,12 @@ struct Running {
     child: Child,
     greeting: Vec<String>,
     address: SocketAddr,
+    operators: SocketAddr,
 }
 
 impl Running {
     fn start(folder: &Folder, settings: &[(&str, &str)]) -> Self {
-        let mut all = vec![("BIND_ADDR", "127.0.0.1:0")];
+        let mut all = vec![("BIND_ADDR", "127.0.0.1:0"), ("ADMIN_BIND_ADDR", "127.0.0.1:0")];
         all.extend(settings);
         let mut command = command(folder, &[], &all);
         let mut child = command.stderr(Stdio::null()).spawn().expect("the binary runs");
@@ -47,9 +67,13 @@ impl Running {
                 break;
             }
         }
-        let listening = greeting.iter().find_map(|line| line.strip_prefix("listening on http://"));
-        let address = listening.expect("it says where it listens").parse().expect("an address");
-        Self { child, greeting, address }
+        let listening = |prefix: &str| -> SocketAddr {
+            let said = greeting.iter().find_map(|line: &String| line.strip_prefix(prefix));
+            let address = said.expect("it says where it listens").split('/').next();
+            address.expect("an address").parse().expect("an address")
+        };
+        let (address, operators) = (listening("listening on http://"), listening("for operators: http://"));
+        Self { child, greeting, address, operators }
     }
 
     fn says(&self, prefix: &str) -> Option<&str> {
@@ -57,14 +81,19 @@ impl Running {
     }
 
     fn open(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).expect("it listens");
+        Self::connect(self.address)
+    }
+
+    fn connect(address: SocketAddr) -> TcpStream {
+        let stream = TcpStream::connect(address).expect("it listens");
         stream.set_read_timeout(Some(LIMIT)).expect("set");
         stream
     }
 
     /// Sends a request and answers everything that comes back.
     fn ask(&self, line: &str, headers: &str) -> String {
-        let mut stream = self.open();
+        let of_operators = [" /admin", " /readyz", " /metrics"].iter().any(|path| line.contains(path));
+        let mut stream = Self::connect(if of_operators { self.operators } else { self.address });
         write!(stream, "{line} HTTP/1.1\r\n{headers}connection: close\r\n\r\n").expect("sent");
         rest(stream)
     }
@@ -115,13 +144,16 @@ fn a_first_start_prints_a_line_to_try_that_works() {
     assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("\"slug\":\"acme\""), "{answer}");
 }
 
-/// L1: the admin token is printed once, works, and works after a restart too.
+/// The admin token that a first start makes works, also after a restart; where standard output is no terminal, as in a
+/// container, it is named by its file and not printed.
 #[test]
-fn the_admin_token_is_printed_once() {
+fn the_admin_token_is_not_printed_to_a_log() {
     let folder = Folder::new();
     let first = Running::start(&folder, &[]);
-    let line = first.says("admin token ").expect("a token");
-    let token = line.rsplit(' ').next().expect("a word").to_owned();
+    let token = std::fs::read_to_string(folder.0.join("data/admin-token")).expect("made");
+    let token = token.trim();
+    assert!(first.says("made an admin token in data/admin-token").is_some(), "{:?}", first.greeting);
+    assert!(!first.greeting.iter().any(|line| line.contains(token)), "{:?}", first.greeting);
     let list = |server: &Running| {
         let headers = format!("host: h\r\nauthorization: Bearer {token}\r\n");
         server.ask("GET /admin/orgs?limit=1", &headers)
@@ -129,9 +161,86 @@ fn the_admin_token_is_printed_once() {
     assert!(list(&first).starts_with("HTTP/1.1 200"), "{}", list(&first));
     drop(first);
     let second = Running::start(&folder, &[]);
-    assert!(second.says("admin token ").is_none(), "{:?}", second.greeting);
     assert!(second.says("imported").is_none() && second.says("made").is_none(), "{:?}", second.greeting);
     assert!(list(&second).starts_with("HTTP/1.1 200"), "{}", list(&second));
+}
+
+/// On a terminal the admin token is said once.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_admin_token_is_said_once_on_a_terminal() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let folder = Folder::new();
+    let said = || {
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("ours");
+        let name = ptsname(&terminal, Vec::new()).expect("a name").into_string().expect("text");
+        let screen = std::fs::File::options().read(true).write(true).open(name).expect("opened");
+        let settings = [("BIND_ADDR", "127.0.0.1:0"), ("ADMIN_BIND_ADDR", "127.0.0.1:0")];
+        let mut command = command(&folder, &[], &settings);
+        let mut child = command.stdout(screen).stderr(Stdio::null()).spawn().expect("the binary runs");
+        let lines = BufReader::new(std::fs::File::from(terminal)).lines().map_while(Result::ok);
+        let mut text = Vec::new();
+        for line in lines {
+            let is_last = line.starts_with("try: ");
+            text.push(line);
+            if is_last {
+                break;
+            }
+        }
+        child.kill().and_then(|()| child.wait()).expect("ended");
+        text.join("\n")
+    };
+    let first = said();
+    let token = std::fs::read_to_string(folder.0.join("data/admin-token")).expect("made");
+    assert!(first.contains(token.trim()), "{first}");
+    assert!(!said().contains(token.trim()));
+}
+
+/// Several servers that start at once on a new folder all start, with one database between them.
+#[test]
+fn servers_that_start_at_once_on_a_new_folder_all_start() {
+    for _ in 0..4 {
+        let folder = Folder::new();
+        std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..4).map(|_| scope.spawn(|| Running::start(&folder, &[]))).collect();
+            for start in starts {
+                let server = start.join().expect("it starts");
+                let answer = server.ask("GET /o/acme/v1/org", "host: h\r\n");
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            }
+        });
+    }
+}
+
+/// The sample, with its well-known ids, is for the database that nobody chose; for another one it is asked for.
+#[test]
+fn the_sample_is_not_put_into_a_chosen_database() {
+    let folder = Folder::new();
+    let settings = [
+        ("DATABASE_URL", "sqlite://chosen/orgs.db?mode=rwc"),
+        ("BIND_ADDR", "127.0.0.1:0"),
+        ("ADMIN_BIND_ADDR", "127.0.0.1:0"),
+    ];
+    let said = |args: &[&str]| {
+        let mut child =
+            command(&folder, args, &settings).stderr(Stdio::null()).spawn().expect("the binary runs");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        // The last line of a server without organisations is where it listens.
+        let lines = lines.map(|line| line.expect("text"));
+        let mut text = Vec::new();
+        for line in lines {
+            let is_last = line.starts_with("for operators: ");
+            text.push(line);
+            if is_last {
+                break;
+            }
+        }
+        child.kill().and_then(|()| child.wait()).expect("ended");
+        text.join("\n")
+    };
+    assert!(!said(&["serve"]).contains("sample"));
+    assert!(said(&["serve", "--sample"]).contains("imported 204 sample organisations"));
 }
 
 /// L1, A7: a setting that cannot be used ends it with code 2 and a message that names the setting and shows no
@@ -187,6 +296,10 @@ fn an_address_in_use_is_named() {
         "{}",
         text(&ended)
     );
+    let operators = server.operators.to_string();
+    let settings = [("BIND_ADDR", "127.0.0.1:0"), ("ADMIN_BIND_ADDR", operators.as_str())];
+    let said = text(&run(&folder, &["serve"], &settings));
+    assert!(said.contains(&format!("error: ADMIN_BIND_ADDR: cannot listen on {operators}")), "{said}");
 }
 
 /// J2: with `fail` it does not start without Redis, and says where it was expected; with `degrade` it does.
@@ -264,7 +377,7 @@ fn told_to_stop_it_finishes_what_is_in_flight() {
     let token = "an-admin-token-for-tests";
     let mut server = Running::start(&folder, &[("ADMIN_TOKEN", token), ("SHUTDOWN_DELAY", "3s")]);
     let (head, tail) = (r#"{"name": "Renamed "#, r#"in flight"}"#);
-    let mut slow = server.open();
+    let mut slow = Running::connect(server.operators);
     let length = head.len() + tail.len();
     write!(
         slow,

@@ -14,6 +14,7 @@ use org_server::routes;
 use org_server::serve::Server;
 use org_server::settings::ServerSettings;
 use org_server::state::AppState;
+use org_server::store::{OrgRow, StoreError};
 use serde_json::Value;
 use tower::ServiceExt as _;
 
@@ -47,7 +48,8 @@ impl Drop for Folder {
 /// The real router over a real database, without a listener.
 #[derive(Debug)]
 pub(crate) struct TestServer {
-    pub(crate) router: Router,
+    pub(crate) public: Router,
+    pub(crate) operators: Router,
     pub(crate) state: AppState,
     pub(crate) folder: Folder,
 }
@@ -88,7 +90,7 @@ impl Answer {
 /// A request being written.
 #[derive(Debug)]
 pub(crate) struct Ask<'a> {
-    server: &'a TestServer,
+    router: &'a Router,
     request: http::request::Builder,
     body: Body,
     peer: SocketAddr,
@@ -108,12 +110,27 @@ impl TestServer {
         let settings = settings(&folder, values);
         let server = Server::start(settings.clone()).await.expect("the server starts");
         let state = server.state().clone();
-        Self { router: routes::router(state.clone(), &settings), state, folder }
+        let public = routes::public(state.clone(), &settings);
+        Self { public, operators: routes::operators(state.clone(), &settings), state, folder }
     }
 
+    /// On the listener that answers this path.
     pub(crate) fn ask(&self, method: Method, path: &str) -> Ask<'_> {
+        let of_operators = ["/admin", "/metrics", "/readyz"].iter().any(|route| path.starts_with(route));
+        if of_operators { self.operators(method, path) } else { self.public(method, path) }
+    }
+
+    pub(crate) fn public(&self, method: Method, path: &str) -> Ask<'_> {
+        Self::on(&self.public, method, path)
+    }
+
+    pub(crate) fn operators(&self, method: Method, path: &str) -> Ask<'_> {
+        Self::on(&self.operators, method, path)
+    }
+
+    fn on<'a>(router: &'a Router, method: Method, path: &str) -> Ask<'a> {
         Ask {
-            server: self,
+            router,
             request: Request::builder().method(method).uri(path),
             body: Body::empty(),
             peer: (Ipv4Addr::LOCALHOST, 4711).into(),
@@ -154,6 +171,11 @@ impl Ask<'_> {
         self
     }
 
+    pub(crate) fn bytes(mut self, name: &str, value: &[u8]) -> Self {
+        self.request = self.request.header(name, value);
+        self
+    }
+
     pub(crate) fn host(self, host: &str) -> Self {
         self.header("host", host)
     }
@@ -179,11 +201,51 @@ impl Ask<'_> {
     pub(crate) async fn send(self) -> Answer {
         let mut request = self.request.body(self.body).expect("a request");
         request.extensions_mut().insert(ConnectInfo(self.peer));
-        let response = self.server.router.clone().oneshot(request).await.expect("infallible");
+        let response = self.router.clone().oneshot(request).await.expect("infallible");
         let (status, headers) = (response.status(), response.headers().clone());
         let bytes = response.into_body().collect().await.expect("a body").to_bytes();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         Answer { status, headers, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null), text }
+    }
+}
+
+/// Another writer that holds the database until it is released.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    release: std::sync::mpsc::Sender<()>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Holder {
+    /// One that changes nothing.
+    pub(crate) async fn enter(server: &TestServer) -> Self {
+        Self::changing(server, "globex", |row| row).await
+    }
+
+    /// One that changes an organisation of the sample when it is released.
+    pub(crate) async fn changing(
+        server: &TestServer,
+        slug: &'static str,
+        change: fn(OrgRow) -> OrgRow,
+    ) -> Self {
+        let (entered, enter) = tokio::sync::oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let store = server.state.store().clone();
+        let task = tokio::spawn(async move {
+            let held = store.put_org::<StoreError>(slug, move |before| {
+                entered.send(()).expect("the test waits");
+                released.recv().expect("the test releases");
+                Ok(change(before.expect("in the sample").clone()))
+            });
+            held.await.expect("stored");
+        });
+        enter.await.expect("the holder is in");
+        Self { release, task }
+    }
+
+    pub(crate) async fn leave(self) {
+        self.release.send(()).expect("the holder waits");
+        self.task.await.expect("no panic");
     }
 }
 
@@ -192,6 +254,7 @@ pub(crate) fn settings(folder: &Folder, values: &[(&str, &str)]) -> ServerSettin
     let mut all = MapSettings::new([
         ("DATABASE_URL", url.as_str()),
         ("BIND_ADDR", "127.0.0.1:0"),
+        ("ADMIN_BIND_ADDR", "127.0.0.1:0"),
         ("ADMIN_TOKEN", ADMIN),
         ("ORG_MASTER_KEY", MASTER_KEY),
         ("RATE_LIMIT_API", "100000/60s"),
@@ -202,5 +265,7 @@ pub(crate) fn settings(folder: &Folder, values: &[(&str, &str)]) -> ServerSettin
     for (name, value) in values {
         all = all.with(*name, *value);
     }
-    ServerSettings::read(&all).expect("valid settings")
+    let mut settings = ServerSettings::read(&all).expect("valid settings");
+    settings.sample = true;
+    settings
 }
