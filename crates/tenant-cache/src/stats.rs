@@ -274,7 +274,8 @@ impl Counters {
         self.warnings.incompatible.give(|| {
             tracing::warn!(
                 domain,
-                "a version with another number of `tags` uses the domain, and each replaces the other's entries;                  told once, see `incompatible_entries`"
+                "a version with another number of `tags` uses the domain, and each replaces the other's entries; \
+                 told once, see `incompatible_entries`"
             );
         });
     }
@@ -286,7 +287,8 @@ impl Counters {
         self.warnings.lost_key.give(|| {
             tracing::warn!(
                 domain,
-                "the text of a key is not read back as the same key (`Display` and `FromStr`, or `CacheKey`):                  what others invalidate is looked for in all of memory; told once, see `lost_keys`"
+                "the text of a key is not read back as the same key (`Display` and `FromStr`, or `CacheKey`): \
+                 what others invalidate is looked for in all of memory; told once, see `lost_keys`"
             );
         });
     }

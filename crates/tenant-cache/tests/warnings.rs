@@ -44,6 +44,7 @@ async fn another_number_of_tags_is_told() {
     assert!(old.stats().incompatible_entries >= 2 && new.stats().incompatible_entries >= 3);
     assert_eq!((old.stats().damaged, old.stats().far_failures), (0, 0));
     assert_eq!(warned.with(&["rows", "`tags`"]), 2, "once for each cache: {:?}", warned.all());
+    assert_eq!(warned.with(&["  "]), 0, "{:?}", warned.all());
 }
 
 /// A value that is larger than the far tier accepts, or has no serialised form, is told of once and counted apart from
@@ -132,6 +133,7 @@ async fn a_key_that_does_not_come_back_is_told() {
     assert_eq!((here.stats().lost_keys, there.stats().lost_keys), (2, 0));
     assert_eq!(warned.with(&["rows", "`FromStr`"]), 1, "once for each cache: {:?}", warned.all());
     assert_eq!(warned.with(&["Secret"]), 0, "a key is never told");
+    assert_eq!(warned.with(&["  "]), 0, "{:?}", warned.all());
 }
 
 /// A cache that is defined for each request, and dropped with it, remembers nothing: that is told when it is defined
