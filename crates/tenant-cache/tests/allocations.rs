@@ -59,6 +59,7 @@ async fn a_near_hit_allocates_nothing_and_a_far_hit_little() {
             std::hint::black_box(cache.get(&key).await.unwrap());
         }
         let bytes = region.change().bytes_allocated / 1_000;
+        eprintln!("ALLOCS {} BYTES {}", region.change().allocations, region.change().bytes_allocated);
         assert!(bytes < 8 * 1_024, "{bytes} bytes for a far hit");
     });
     work.await;

@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::mpsc;
 
-use crate::instance::{ORIGIN, REDIS, SEED};
+use crate::instance::{NUMBER, ORIGIN, REDIS, SEED};
 use crate::origin::Origin;
 use crate::record::Record;
 use crate::report::{Command, Line, MARK, Standing, now};
@@ -63,6 +63,7 @@ impl Fleet {
             .args(["--exact", "redis::instance_of_a_fleet", "--ignored", "--nocapture"])
             .env(REDIS, self.links[at].address().to_string())
             .env(ORIGIN, self.origin.address.to_string())
+            .env(NUMBER, at.to_string())
             .env(SEED, self.seed.wrapping_add(u64::from(number)).to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -24,6 +24,11 @@ pub(crate) const TRUST_FOR: Duration = Duration::from_millis(600);
 pub(crate) const REDIS: &str = "CHAOS_REDIS";
 pub(crate) const ORIGIN: &str = "CHAOS_ORIGIN";
 pub(crate) const SEED: &str = "CHAOS_INSTANCE_SEED";
+pub(crate) const NUMBER: &str = "CHAOS_INSTANCE_NUMBER";
+
+/// The key whose rows are inserted: an insert is coherent where one writer at a time writes, so each tenant's row of this
+/// key is written by one instance alone.
+const INSERTED: u32 = KEYS - 1;
 
 const WORKERS: u64 = 3;
 /// Reads without a pause: memory answers without waiting, and would starve everything else.
@@ -35,6 +40,8 @@ struct Instance {
     origin: Client,
     over: AtomicBool,
     told: Mutex<Told>,
+    /// The tenant whose row of [`INSERTED`] it writes, one write at a time.
+    inserts_for: tokio::sync::Mutex<u32>,
 }
 
 /// What is told with the next lines.
@@ -95,7 +102,9 @@ impl Instance {
         let caches = Caches::builder().far(far).build().unwrap();
         let origin = Client::new(std::env::var(ORIGIN).unwrap().parse().unwrap());
         let cache = cache(&caches, &origin);
-        Self { bus, cache, origin, over: AtomicBool::new(false), told: Mutex::default() }
+        let number: u32 = std::env::var(NUMBER).unwrap().parse().unwrap();
+        let inserts_for = tokio::sync::Mutex::new(number % TENANTS);
+        Self { bus, cache, origin, over: AtomicBool::new(false), told: Mutex::default(), inserts_for }
     }
 
     async fn work(self: Arc<Self>, seed: u64) {
@@ -106,8 +115,9 @@ impl Instance {
                 let key = rng.random_range(0..KEYS).min(rng.random_range(0..KEYS));
                 let entry = (rng.random_range(0..TENANTS), key);
                 match rng.random_range(0..2_000) {
-                    0..10 => self.write(entry, rng.random_range(0..16)).await,
-                    10..30 => self.read(entry, true).await,
+                    0..10 => self.write((entry.0, entry.1 % INSERTED), rng.random_range(0..16)).await,
+                    10..12 => self.insert().await,
+                    12..30 => self.read(entry, true).await,
                     30..40 => self.read_many(entry.0).await,
                     _ => self.read(entry, false).await,
                 }
@@ -174,6 +184,18 @@ impl Instance {
         });
         match done.await {
             Ok(()) => tell(&Line::Acknowledged { committed, at: now() }),
+            Err(_) => tell(&Line::Refused),
+        }
+    }
+
+    /// Commits the next version of the row that only this instance writes, and stores it instead of removing the old one.
+    async fn insert(&self) {
+        let tenant = self.inserts_for.lock().await;
+        let entry = (*tenant, INSERTED);
+        let version = self.origin.commit(entry).await[INSERTED as usize];
+        let row = Row { of: entry, version };
+        match as_tenant(*tenant, self.cache.insert(&INSERTED, row)).await {
+            Ok(()) => tell(&Line::Acknowledged { committed: vec![(entry, version)], at: now() }),
             Err(_) => tell(&Line::Refused),
         }
     }
