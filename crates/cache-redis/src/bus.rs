@@ -139,9 +139,15 @@ impl RedisBus {
         Self::with_policy(link, BusPolicy::default())
     }
 
-    /// A bus.
+    /// A bus on the machine's own clock.
     #[must_use]
     pub fn with_policy(link: RedisLink, policy: BusPolicy) -> Arc<Self> {
+        Self::with_clock(link, policy, Clock::system())
+    }
+
+    /// A bus on a clock of the caller's; for tests. The caches on it must be on the same one.
+    #[must_use]
+    pub fn with_clock(link: RedisLink, policy: BusPolicy, clock: Clock) -> Arc<Self> {
         let instance = Uuid::new_v4().simple().to_string();
         let channel = link.prefixed("cache:invalidate");
         let trust = Trust::none();
@@ -153,7 +159,7 @@ impl RedisBus {
             sequence_key: format!("{{{channel}}}:seq"),
             link,
             policy,
-            clock: Clock::system(),
+            clock,
             instance,
             channel,
             sinks: Sinks::default(),
