@@ -282,6 +282,7 @@ impl InvalidationBus for RedisBus {
         state.gaps = read(&counts.gaps);
         state.reconnects = read(&counts.reconnects);
         state.flushes = read(&counts.flushes);
+        state.panics = self.0.sinks.panics();
         state.lag = (lag > 0).then(|| Duration::from_nanos(lag));
         state
     }

@@ -11,6 +11,7 @@ use parking_lot::RwLock;
 
 use crate::builder::DomainBuilder;
 use crate::cache::TenantCache;
+use crate::changes::for_each_to_the_end;
 use crate::coherence::{Coherence, Domain};
 use crate::generation::{self, Generations, generation_key, tag_guard_key, tag_key};
 use crate::key::CacheKey;
@@ -348,8 +349,11 @@ impl Domains {
         self.0.read().get(name).and_then(|(_, domain)| domain.upgrade())
     }
 
+    /// Acts on each domain, also after one whose handlers panic. Without the lock: a handler may define a domain, which
+    /// then begins after what `act` is about.
     pub(crate) fn for_each(&self, act: impl Fn(&dyn Domain)) {
-        self.for_each_named(|_, domain| act(domain));
+        let all: Vec<_> = self.0.read().values().filter_map(|(_, domain)| domain.upgrade()).collect();
+        for_each_to_the_end(all, |domain| act(&*domain));
     }
 
     fn for_each_named(&self, mut act: impl FnMut(&Arc<str>, &dyn Domain)) {

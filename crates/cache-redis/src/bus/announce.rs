@@ -39,9 +39,7 @@ impl Shared {
     pub(super) async fn announce(self: &Arc<Self>, announcement: Announcement) -> Result<u64, CallError> {
         let on_the_way = OnTheWay { shared: self, announcement: Some(announcement.clone()) };
         let sent = self.send(&announcement).await;
-        if sent.is_ok() {
-            on_the_way.arrived();
-        }
+        on_the_way.ended(sent.is_ok());
         sent
     }
 
@@ -97,27 +95,37 @@ impl Shared {
     }
 }
 
-/// An announcement whose end is not known yet. Dropped before it arrived (an error, or the caller left), it is
-/// repeated, for Redis may have done its part: the others know then, and this process's memory must, too.
+/// An announcement whose end is not known yet. One that failed, or whose caller left, is repeated, for Redis may have
+/// done its part: the others know then, and this process's memory must, too.
 struct OnTheWay<'a> {
     shared: &'a Arc<Shared>,
     announcement: Option<Announcement>,
 }
 
 impl OnTheWay<'_> {
-    fn arrived(mut self) {
-        if let Some(announcement) = self.announcement.take() {
-            self.shared.sinks.apply(&announcement.message);
+    /// Tells the sinks on behalf of the caller, who learns of a panic of theirs.
+    fn ended(mut self, arrived: bool) {
+        if let Some(message) = self.settle(arrived) {
+            self.shared.sinks.apply_own(&message);
         }
+    }
+
+    /// The message to tell the sinks of. Trust ends first when it did not arrive: nobody may put the old far value
+    /// back in between.
+    fn settle(&mut self, arrived: bool) -> Option<Invalidation> {
+        let announcement = self.announcement.take()?;
+        let message = announcement.message.clone();
+        if !arrived {
+            self.shared.repeat_later(announcement);
+        }
+        Some(message)
     }
 }
 
 impl Drop for OnTheWay<'_> {
     fn drop(&mut self) {
-        if let Some(announcement) = self.announcement.take() {
-            let message = announcement.message.clone();
-            // Trust ends first: nobody may put the old far value back in between.
-            self.shared.repeat_later(announcement);
+        if let Some(message) = self.settle(false) {
+            // Nobody is left to learn of a panic.
             self.shared.sinks.apply(&message);
         }
     }

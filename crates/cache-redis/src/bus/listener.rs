@@ -132,7 +132,7 @@ impl Shared {
     fn take(&self, machine: &mut Machine, beats: &Mutex<Beats>, message: &Msg) {
         let payload = message.get_payload_bytes();
         match message.get_channel_name() {
-            channel if channel == self.wake_channel => self.wakes.call(payload),
+            channel if channel == self.wake_channel => self.wakes.call(payload, &self.sinks),
             channel if channel == self.echo_channel => {
                 if let Received { content: Content::Beat(count), number: Some(number), .. } =
                     message::read(payload)

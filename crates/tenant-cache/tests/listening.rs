@@ -1,0 +1,144 @@
+//! The bus outlives those who use it: handlers that panic, runtimes that end, users who may not listen. Every test is
+//! in a module `redis`, for it needs one.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+mod redis {
+    use std::fmt;
+    use std::str::FromStr;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use cache_core::bus::BusHealth;
+    use cache_core::{InvalidationBus, Scope};
+    use cache_redis::{BusPolicy, RedisBus, RedisCacheOptions, RedisCacheService, RedisLink, RedisSettings};
+    use conformance::redis_server::RedisServer;
+    use conformance::wait::eventually;
+    use tenant_cache::{Caches, Found, Source, TenantCache};
+
+    use crate::support::{Origin, of, plain, versions};
+
+    const TRUST_FOR: Duration = Duration::from_millis(600);
+
+    /// The bus and the caches of one process.
+    struct Instance {
+        bus: Arc<RedisBus>,
+        caches: Caches,
+    }
+
+    impl Instance {
+        fn on(server: &RedisServer) -> Self {
+            let settings = RedisSettings::from_url(&server.url()).unwrap();
+            let policy =
+                BusPolicy::default().with_heartbeat(Duration::from_millis(100)).with_trust_for(TRUST_FOR);
+            let bus = RedisBus::with_policy(RedisLink::lazy(settings).unwrap(), policy);
+            let far = Arc::new(RedisCacheService::on(bus.clone(), RedisCacheOptions::default()));
+            let caches = Caches::builder().far(far).build().unwrap();
+            Self { bus, caches }
+        }
+
+        async fn trusted(&self) {
+            eventually("trust", async || self.bus.state().health == BusHealth::Trusted).await;
+        }
+    }
+
+    fn key(name: &str) -> String {
+        name.to_owned()
+    }
+
+    async fn lookup(cache: &TenantCache<String, u64>, name: &str) -> Found<u64> {
+        of("acme", cache.lookup(&key(name))).await.unwrap()
+    }
+
+    async fn get(cache: &TenantCache<String, u64>, name: &str) -> (Option<u64>, Source) {
+        let found = lookup(cache, name).await;
+        (plain(found.value), found.source)
+    }
+
+    /// A handler that panics at a message of another instance ends nothing: the change is seen, others hear of it and
+    /// of later ones, memory stays trusted on the same subscription.
+    #[tokio::test]
+    async fn a_panicking_on_change_handler_ends_nothing() {
+        let (server, origin) = (RedisServer::start(), Origin::open());
+        let (here, there) = (Instance::on(&server), Instance::on(&server));
+        let (ours, theirs) = (versions(&here.caches, &origin), versions(&there.caches, &origin));
+        here.trusted().await;
+        there.trusted().await;
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = calls.clone();
+        let _handlers = of("acme", async {
+            let panic = || panic!("a handler that panics, as the test wants it");
+            let count = move || {
+                counted.fetch_add(1, Ordering::SeqCst);
+            };
+            [theirs.on_change(&key("k"), panic).unwrap(), theirs.on_change(&key("other"), count).unwrap()]
+        })
+        .await;
+        for version in 1..4 {
+            origin.commit("k", version);
+            of("acme", ours.invalidate(&key("k"))).await.unwrap();
+            eventually("the new version", async || get(&theirs, "k").await.0 == Some(version)).await;
+            let heard = calls.load(Ordering::SeqCst);
+            of("acme", ours.invalidate(&key("other"))).await.unwrap();
+            eventually("the other handler", async || calls.load(Ordering::SeqCst) > heard).await;
+        }
+        there.trusted().await;
+        eventually("memory", async || get(&theirs, "k").await.1 == Source::Near).await;
+        let state = there.bus.state();
+        assert_eq!((state.panics, state.reconnects), (3, 0));
+    }
+
+    /// A key whose text cannot be read without a panic.
+    #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+    struct Brittle(String);
+
+    impl fmt::Display for Brittle {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(&self.0)
+        }
+    }
+
+    impl FromStr for Brittle {
+        type Err = std::convert::Infallible;
+
+        fn from_str(text: &str) -> Result<Self, Self::Err> {
+            assert!(text != "brittle", "a key that panics, as the test wants it");
+            Ok(Self(text.to_owned()))
+        }
+    }
+
+    /// A key type that panics at a text of another instance costs its process its memory, once, and nothing else.
+    #[tokio::test]
+    async fn a_key_type_that_panics_ends_nothing() {
+        let (server, origin) = (RedisServer::start(), Origin::open());
+        let (here, there) = (Instance::on(&server), Instance::on(&server));
+        let rows = origin.clone();
+        let cache: TenantCache<Brittle, u64> = there
+            .caches
+            .domain("brittle")
+            .scope(Scope::Tenant)
+            .load(move |key: Brittle| {
+                let rows = rows.clone();
+                async move { rows.load(&key.0).await }
+            })
+            .unwrap();
+        there.trusted().await;
+        let read = async |name: &str| {
+            plain(of("acme", cache.get(&Brittle(name.to_owned()))).await.unwrap()).unwrap()
+        };
+        for version in 1..4 {
+            for name in ["brittle", "sound"] {
+                origin.commit(name, version);
+                let text = format!("acme:brittle:{name}");
+                here.caches.invalidate_keys(&[&text]).await.unwrap();
+            }
+            for name in ["brittle", "sound"] {
+                eventually("the new version", async || read(name).await == version).await;
+            }
+        }
+        there.trusted().await;
+        assert_eq!((there.bus.state().panics, there.bus.state().reconnects), (3, 0));
+    }
+}
