@@ -119,6 +119,9 @@ pub trait InvalidationBus: fmt::Debug + Send + Sync {
     fn subscribe(&self, sink: Arc<dyn InvalidationSink>) -> Subscription;
 
     /// How far memory may be trusted now; read on every near hit.
+    ///
+    /// Who keeps the answer and finds no trust in it asks again: a bus whose background work ended, with the runtime it
+    /// ran on, takes this, as every other call, for a reason to begin it on the caller's.
     fn trust(&self) -> Arc<Trust>;
 
     /// What the bus has seen, for health and metrics.

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | what a message looks like | [`message`] |
 //! | when memory is trusted: the state machine | `trust` |
-//! | the task that listens and beats | `listener` |
+//! | the task that listens and beats | `listener`; how it is begun, and begun again: `tasks` |
 //! | how something is announced, and repeated until it was | `announce`, `pending` |
 //! | messages for this instance alone | [`RedisBus::on_wake`] |
 
@@ -21,6 +21,7 @@ mod announce;
 mod inbox;
 mod listener;
 mod pending;
+mod tasks;
 mod trust;
 mod wake;
 
@@ -35,11 +36,11 @@ use cache_core::{
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use crate::bus::announce::Announcement;
 use crate::bus::pending::Pending;
+use crate::bus::tasks::Tasks;
 use crate::bus::wake::Wakes;
 use crate::connection::RedisLink;
 
@@ -85,6 +86,9 @@ impl BusPolicy {
 
 /// The bus of one instance. Listening begins with the first subscription, and ends when the bus is dropped or
 /// [shut down](Self::shutdown).
+///
+/// It needs a Tokio runtime, and survives it: when the one on which it listens is dropped, the next use on another one
+/// (publishing, subscribing, asking for trust or state, a lock, a lookup that memory may not answer) listens there.
 #[derive(Debug)]
 pub struct RedisBus(Arc<Shared>);
 
@@ -111,13 +115,6 @@ pub(crate) struct Shared {
     counts: Counts,
     tasks: Mutex<Tasks>,
     closed: AtomicBool,
-}
-
-/// What runs in the background.
-#[derive(Debug, Default)]
-struct Tasks {
-    listener: Option<AbortHandle>,
-    repeater: Option<AbortHandle>,
 }
 
 #[derive(Debug, Default)]
@@ -200,7 +197,7 @@ impl RedisBus {
     /// subscription for all handlers and all invalidations, so a handler hears the payloads of others, too.
     pub fn on_wake(&self, handler: impl Fn(&[u8]) + Send + Sync + 'static) -> Subscription {
         let subscription = self.0.wakes.add(Arc::new(handler));
-        self.listen();
+        self.0.listen();
         subscription
     }
 
@@ -225,15 +222,9 @@ impl RedisBus {
         Ok(self.0.announce(Announcement::removing(Invalidation::Prefix(prefix.into()))).await?)
     }
 
-    /// Listens from now on, unless it does already. Needs a runtime; without one the next call tries again.
+    /// Listens from now on, unless it does already.
     pub(crate) fn listen(&self) {
-        let mut tasks = self.0.tasks.lock();
-        if tasks.listener.is_none()
-            && !self.0.closed.load(Ordering::Acquire)
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            tasks.listener = Some(runtime.spawn(listener::run(Arc::downgrade(&self.0))).abort_handle());
-        }
+        self.0.listen();
     }
 }
 
@@ -253,11 +244,12 @@ impl InvalidationBus for RedisBus {
 
     fn subscribe(&self, sink: Arc<dyn InvalidationSink>) -> Subscription {
         let subscription = self.0.sinks.subscribe(sink);
-        self.listen();
+        self.0.listen();
         subscription
     }
 
     fn trust(&self) -> Arc<Trust> {
+        self.0.attend();
         Arc::clone(&self.0.trust)
     }
 
@@ -266,6 +258,7 @@ impl InvalidationBus for RedisBus {
     }
 
     fn state(&self) -> BusState {
+        self.0.attend();
         let counts = &self.0.counts;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let lag = read(&counts.lag_nanos);
@@ -285,14 +278,5 @@ impl InvalidationBus for RedisBus {
         state.panics = self.0.sinks.panics();
         state.lag = (lag > 0).then(|| Duration::from_nanos(lag));
         state
-    }
-}
-
-impl Shared {
-    fn end_tasks(&self) {
-        let tasks = std::mem::take(&mut *self.tasks.lock());
-        for task in [tasks.listener, tasks.repeater].into_iter().flatten() {
-            task.abort();
-        }
     }
 }

@@ -344,6 +344,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
             let stands = |ticket: &Ticket| !anew && inner.near.stands(ticket);
             // Without trust its ticket says nothing, and it may itself have joined a load in the background.
             let trusted = inner.shared.trust.near(now);
+            inner.shared.attend(trusted);
             let join_within = inner.policy.join_within / if trusted { 1 } else { 2 };
             let boarding = Boarding { now, join_within, stands: &stands };
             inner.flights.board(fetch.key.clone(), fetch.ticket.clone(), &boarding, course)

@@ -138,6 +138,7 @@ impl Caches {
     /// Group invalidations that failed and are being repeated, now.
     #[must_use]
     pub fn pending(&self) -> usize {
+        pending::attend(&self.shared);
         self.shared.pending.len()
     }
 
@@ -164,6 +165,15 @@ impl Caches {
 }
 
 impl Shared {
+    /// Lets the bus know that it is in use, and sees to it that what failed is repeated: either may have ended with the
+    /// runtime it ran on. For lookups that memory does not answer.
+    pub(crate) fn attend(self: &Arc<Self>, trusted: bool) {
+        if !trusted {
+            drop(self.bus.trust());
+        }
+        pending::attend(self);
+    }
+
     /// Gives a group a new number, then tells everybody; the second also when the first failed. What fails is
     /// repeated in the background.
     pub(crate) async fn renumber(

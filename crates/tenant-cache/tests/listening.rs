@@ -12,11 +12,12 @@ mod redis {
     use std::time::Duration;
 
     use cache_core::bus::BusHealth;
-    use cache_core::{InvalidationBus, Scope};
+    use cache_core::{Clock, InvalidationBus, Scope};
     use cache_redis::{BusPolicy, RedisBus, RedisCacheOptions, RedisCacheService, RedisLink, RedisSettings};
     use conformance::redis_server::RedisServer;
     use conformance::wait::eventually;
     use tenant_cache::{Caches, Found, Source, TenantCache};
+    use tokio::runtime::Runtime;
 
     use crate::support::{Origin, of, plain, versions};
 
@@ -140,5 +141,65 @@ mod redis {
         }
         there.trusted().await;
         assert_eq!((there.bus.state().panics, there.bus.state().reconnects), (3, 0));
+    }
+
+    /// The runtime on which a cache was made is dropped, and the cache is used on another one, by nothing but lookups:
+    /// memory is trusted again, and what others change is heard.
+    #[test]
+    fn two_runtimes() {
+        let (server, origin) = (RedisServer::start(), Origin::open());
+        let others = Runtime::new().unwrap();
+        let first = Runtime::new().unwrap();
+        let (there, theirs) = others.block_on(async {
+            let there = Instance::on(&server);
+            let theirs = versions(&there.caches, &origin);
+            (there, theirs)
+        });
+        origin.commit("k", 1);
+        let (trust, ours) = first.block_on(async {
+            let here = Instance::on(&server);
+            let ours = versions(&here.caches, &origin);
+            here.trusted().await;
+            eventually("memory", async || get(&ours, "k").await == (Some(1), Source::Near)).await;
+            (here.bus.trust(), ours)
+        });
+        drop(first);
+        Runtime::new().unwrap().block_on(async {
+            let trusted = || trust.near(Clock::system().now());
+            eventually("the end of trust", async || !trusted()).await;
+            eventually("trust, by lookups alone", async || {
+                get(&ours, "k").await;
+                trusted()
+            })
+            .await;
+            eventually("memory", async || get(&ours, "k").await == (Some(1), Source::Near)).await;
+            origin.commit("k", 2);
+            let change = others.spawn(async move { of("acme", theirs.invalidate(&key("k"))).await });
+            change.await.unwrap().unwrap();
+            eventually("the change", async || get(&ours, "k").await.0 == Some(2)).await;
+        });
+        drop(there);
+    }
+
+    /// A group invalidation that failed, and was to be repeated on a runtime that is gone, is repeated on the next.
+    #[test]
+    fn a_failed_group_is_repeated_on_another_runtime() {
+        let (server, origin) = (RedisServer::start(), Origin::open());
+        let first = Runtime::new().unwrap();
+        let (here, ours) = first.block_on(async {
+            let here = Instance::on(&server);
+            let ours = versions(&here.caches, &origin);
+            here.trusted().await;
+            server.command(&["ACL", "SETUSER", "default", "-set"]);
+            of("acme", ours.invalidate_all()).await.unwrap_err();
+            (here, ours)
+        });
+        drop(first);
+        server.command(&["ACL", "SETUSER", "default", "+set"]);
+        assert_eq!(here.caches.pending(), 1);
+        Runtime::new().unwrap().block_on(async {
+            get(&ours, "k").await;
+            eventually("the repetition", async || here.caches.pending() == 0).await;
+        });
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use cache_core::{FlushReason, Invalidation};
 use metrics::counter;
 
-use super::{Shared, message, pending};
+use super::{Shared, message};
 use crate::error::CallError;
 use crate::keyspace::BATCH;
 use crate::{scan, script};
@@ -37,6 +37,7 @@ impl Shared {
     ///
     /// When it fails, or is dropped on the way, it is repeated in the background until it succeeded.
     pub(super) async fn announce(self: &Arc<Self>, announcement: Announcement) -> Result<u64, CallError> {
+        self.attend();
         let on_the_way = OnTheWay { shared: self, announcement: Some(announcement.clone()) };
         let sent = self.send(&announcement).await;
         on_the_way.ended(sent.is_ok());
@@ -78,19 +79,14 @@ impl Shared {
     /// process could otherwise fetch the old far value back in.
     fn repeat_later(self: &Arc<Self>, announcement: Announcement) {
         counter!("cache_bus_publish_failures_total").increment(1);
-        let added = self.pending.lock().add(announcement);
-        self.trust.revoke_near();
-
+        let added = self.attend_after(|| {
+            let added = self.pending.lock().add(announcement);
+            self.trust.revoke_near();
+            (added, added.first)
+        });
         if added.overflowed {
             tracing::warn!("too many invalidations failed to remember each: everything will be announced");
             self.flush(FlushReason::Overflow);
-        }
-        if added.first
-            && !self.closed.load(Ordering::Acquire)
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            let repeater = runtime.spawn(pending::repeat(Arc::downgrade(self), Arc::clone(&self.reachable)));
-            self.tasks.lock().repeater = Some(repeater.abort_handle());
         }
     }
 }

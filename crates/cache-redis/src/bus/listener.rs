@@ -31,10 +31,12 @@ struct Beats {
     heard: Tick,
 }
 
-/// Listens until the bus is gone: subscribes, applies and beats, and begins again when that ends.
-pub(super) async fn run(bus: Weak<Shared>) {
+/// Listens until the bus is gone: subscribes, applies and beats, and begins again when that ends. `again` when a task
+/// before did.
+pub(super) async fn run(bus: Weak<Shared>, again: bool) {
+    let _ended = Ended(bus.clone());
     let (mut machine, mut first) = match bus.upgrade() {
-        Some(bus) => (Machine::new(bus.trust_for(), bus.policy.probation), true),
+        Some(bus) => (Machine::new(bus.trust_for(), bus.policy.probation), !again),
         None => return,
     };
     let pauses = || {
@@ -57,12 +59,24 @@ pub(super) async fn run(bus: Weak<Shared>) {
         first = false;
         let mut connected = || (pause, said) = (pauses(), false);
         let ended = bus.listen_once(&mut machine, &mut connected).await;
-        bus.down(&mut machine);
+        machine.lost();
+        bus.down();
         if !std::mem::replace(&mut said, true) {
             bus.say_why(ended.err().as_ref());
         }
         drop(bus);
         tokio::time::sleep(pause.next().unwrap_or(Duration::from_secs(1))).await;
+    }
+}
+
+/// Says that nobody listens any more when the task ends, however it does: its runtime may have been dropped.
+struct Ended(Weak<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(bus) = self.0.upgrade() {
+            bus.down();
+        }
     }
 }
 
@@ -109,8 +123,7 @@ impl Shared {
         }
     }
 
-    fn down(&self, machine: &mut Machine) {
-        machine.lost();
+    fn down(&self) {
         *self.counts.health.lock() = BusHealth::Down;
         gauge!("cache_bus_trusted").set(0.0);
     }
