@@ -213,17 +213,43 @@ impl Trust {
     }
 }
 
-/// How the bus is doing.
+/// Health of a bus: whether memory is trusted, and if not, whether that is about to pass.
+///
+/// ```text
+/// Starting ── the first beat came back ──► Trusted ── trust ran out, or the subscription ended ──► Recovering
+///     └── the first connection failed, or ended ──► Down, Recovering
+/// Recovering ── a beat came back ──► Trusted
+/// Recovering ── no subscription could be made, or the listener ended ──► Down
+/// Down ── a subscription was made, or the listener was begun again ──► Recovering
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum BusHealth {
-    /// No subscription: messages are being missed.
+    /// Nobody listens, and messages are being missed: the last attempt to subscribe failed, the listener ended, it was
+    /// shut down, or nobody has subscribed yet. Attempts go on where there is a listener.
     #[default]
     Down,
-    /// Subscribed, not yet proven.
-    Probing,
-    /// Memory may be trusted.
+    /// The first connection since the bus is listened to is being made or proven; nothing has failed. It passes within
+    /// a beat, or ends in one of the others.
+    Starting,
+    /// Memory is not trusted until it is proven again: trust ran out or was taken back (an invalidation that failed), or
+    /// the subscription ended and is being made again.
+    Recovering,
+    /// Memory is trusted.
     Trusted,
+}
+
+impl BusHealth {
+    /// A short stable name for health answers and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Starting => "starting",
+            Self::Recovering => "recovering",
+            Self::Trusted => "trusted",
+        }
+    }
 }
 
 /// Counters and health of a bus since it was made.

@@ -263,9 +263,12 @@ impl InvalidationBus for RedisBus {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let lag = read(&counts.lag_nanos);
         let mut state = BusState::default();
+        let listens = self.0.listens();
         state.health = match *counts.health.lock() {
+            // A listener that never ran cannot say that it ended.
+            _ if !listens => BusHealth::Down,
             // Trust runs out by itself; the machine notices at its next event.
-            BusHealth::Trusted if !self.0.trust.near(self.0.clock.now()) => BusHealth::Probing,
+            BusHealth::Trusted if !self.0.trust.near(self.0.clock.now()) => BusHealth::Recovering,
             health => health,
         };
         state.published = read(&counts.published);

@@ -7,6 +7,7 @@ mod redis {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use cache_core::bus::BusHealth;
     use cache_core::prelude::*;
     use cache_core::{Clock, FlushReason, Invalidation, InvalidationSink, LockOptions, Quota};
     use cache_redis::{RedisBus, RedisLocks, RedisRateLimits};
@@ -105,6 +106,11 @@ mod redis {
         for (how, act) in uses {
             let instance = left_by_its_runtime(&server);
             let trust = instance.bus.trust();
+            assert_eq!(
+                instance.bus.state().health,
+                BusHealth::Down,
+                "nobody can listen outside of a runtime"
+            );
             runtime().block_on(async {
                 until("the end of trust", || !trust.near(Clock::system().now())).await;
                 act(&instance.bus);

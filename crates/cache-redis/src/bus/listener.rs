@@ -36,7 +36,7 @@ struct Beats {
 pub(super) async fn run(bus: Weak<Shared>, again: bool) {
     let _ended = Ended(bus.clone());
     let (mut machine, mut first) = match bus.upgrade() {
-        Some(bus) => (Machine::new(bus.trust_for(), bus.policy.probation), !again),
+        Some(bus) => (Machine::new(bus.trust_for(), bus.policy.probation, !again), !again),
         None => return,
     };
     let pauses = || {
@@ -60,7 +60,7 @@ pub(super) async fn run(bus: Weak<Shared>, again: bool) {
         let mut connected = || (pause, said) = (pauses(), false);
         let ended = bus.listen_once(&mut machine, &mut connected).await;
         machine.lost();
-        bus.down();
+        bus.show(machine.health(bus.clock.now()));
         if !std::mem::replace(&mut said, true) {
             bus.say_why(ended.err().as_ref());
         }
@@ -75,7 +75,7 @@ struct Ended(Weak<Shared>);
 impl Drop for Ended {
     fn drop(&mut self) {
         if let Some(bus) = self.0.upgrade() {
-            bus.down();
+            bus.show(BusHealth::Down);
         }
     }
 }
@@ -103,7 +103,7 @@ impl Shared {
         }
         connected();
         self.act(machine.subscribed());
-        *self.counts.health.lock() = BusHealth::Probing;
+        self.show(machine.health(self.clock.now()));
         tracing::info!(server = self.link.settings().shown(), "listening to invalidations");
         let beats = Mutex::new(Beats { sent: VecDeque::new(), heard: self.clock.now() });
         let mut inbox = Inbox::of(subscription.into_on_message());
@@ -123,9 +123,10 @@ impl Shared {
         }
     }
 
-    fn down(&self) {
-        *self.counts.health.lock() = BusHealth::Down;
-        gauge!("cache_bus_trusted").set(0.0);
+    /// Tells health and metrics.
+    fn show(&self, health: BusHealth) {
+        *self.counts.health.lock() = health;
+        gauge!("cache_bus_trusted").set(f64::from(u8::from(health == BusHealth::Trusted)));
     }
 
     fn say_why(&self, error: Option<&CallError>) {
@@ -207,9 +208,7 @@ impl Shared {
             self.trust.revoke_near();
             machine.revoked();
         }
-        let health = machine.health(now);
-        *self.counts.health.lock() = health;
-        gauge!("cache_bus_trusted").set(f64::from(u8::from(health == BusHealth::Trusted)));
+        self.show(machine.health(now));
     }
 
     /// Empties first, trusts then.

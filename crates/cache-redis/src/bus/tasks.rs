@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cache_core::bus::BusHealth;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
@@ -49,6 +50,11 @@ impl Shared {
         changed
     }
 
+    /// Whether there is a listener, and its runtime has not ended.
+    pub(super) fn listens(&self) -> bool {
+        runs(self.tasks.lock().listener.as_ref())
+    }
+
     pub(super) fn end_tasks(&self) {
         let mut tasks = self.tasks.lock();
         for task in [tasks.listener.take(), tasks.repeater.take()].into_iter().flatten() {
@@ -64,6 +70,7 @@ impl Shared {
                 "the task that listened to invalidations had ended, or its runtime; listening again"
             );
         }
+        *self.counts.health.lock() = if again { BusHealth::Recovering } else { BusHealth::Starting };
         let listener = listener::run(Arc::downgrade(self), again);
         tasks.listener = Some(runtime.spawn(listener).abort_handle());
     }
