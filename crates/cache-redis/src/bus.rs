@@ -12,6 +12,7 @@
 //! | what a message looks like | [`message`] |
 //! | when memory is trusted: the state machine | `trust` |
 //! | the task that listens and beats | `listener`; how it is begun, and begun again: `tasks` |
+//! | what time it is at the server | `server_time` |
 //! | how something is announced, and repeated until it was | `announce`, `pending` |
 //! | messages for this instance alone | [`RedisBus::on_wake`] |
 
@@ -21,6 +22,7 @@ mod announce;
 mod inbox;
 mod listener;
 mod pending;
+mod server_time;
 mod tasks;
 mod trust;
 mod wake;
@@ -112,6 +114,8 @@ pub(crate) struct Shared {
     reachable: Arc<Notify>,
     /// Numbers the beats of all subscriptions: a late echo must not be taken for that of a newer beat.
     beats: AtomicU64,
+    /// When the last beat that the server answered was sent; zero for none.
+    last_beat: AtomicU64,
     counts: Counts,
     tasks: Mutex<Tasks>,
     closed: AtomicBool,
@@ -165,6 +169,7 @@ impl RedisBus {
             pending: Mutex::default(),
             reachable: Arc::default(),
             beats: AtomicU64::new(0),
+            last_beat: AtomicU64::new(0),
             counts: Counts::default(),
             tasks: Mutex::default(),
             closed: AtomicBool::new(false),

@@ -9,7 +9,7 @@ mod redis {
     use std::str::FromStr;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use cache_core::bus::BusHealth;
     use cache_core::{Clock, InvalidationBus, Scope};
@@ -19,7 +19,7 @@ mod redis {
     use tenant_cache::{Caches, Found, Source, TenantCache};
     use tokio::runtime::Runtime;
 
-    use crate::support::{Origin, of, plain, versions};
+    use crate::support::{Origin, of, plain, versions, versions_with};
 
     const TRUST_FOR: Duration = Duration::from_millis(600);
 
@@ -31,12 +31,16 @@ mod redis {
 
     impl Instance {
         fn on(server: &RedisServer) -> Self {
-            let settings = RedisSettings::from_url(&server.url()).unwrap();
+            Self::at(&server.url(), Clock::system())
+        }
+
+        fn at(url: &str, clock: Clock) -> Self {
+            let settings = RedisSettings::from_url(url).unwrap();
             let policy =
                 BusPolicy::default().with_heartbeat(Duration::from_millis(100)).with_trust_for(TRUST_FOR);
-            let bus = RedisBus::with_policy(RedisLink::lazy(settings).unwrap(), policy);
+            let bus = RedisBus::with_clock(RedisLink::lazy(settings).unwrap(), policy, clock.clone());
             let far = Arc::new(RedisCacheService::on(bus.clone(), RedisCacheOptions::default()));
-            let caches = Caches::builder().far(far).build().unwrap();
+            let caches = Caches::builder().far(far).clock(clock).build().unwrap();
             Self { bus, caches }
         }
 
@@ -201,5 +205,46 @@ mod redis {
             get(&ours, "k").await;
             eventually("the repetition", async || here.caches.pending() == 0).await;
         });
+    }
+
+    /// An instance that may not subscribe, and whose wall clock is hours off, agrees with the others on when an entry
+    /// is dead: what it stores lives as long as it should at the others, and what they store at it.
+    #[tokio::test]
+    async fn skewed_and_not_allowed_to_listen() {
+        const HOUR_MS: i64 = 3_600_000;
+        for ahead_ms in [2 * HOUR_MS, -2 * HOUR_MS] {
+            let (server, origin) = (RedisServer::start(), Origin::open());
+            server.command(&["ACL", "SETUSER", "deaf", "on", ">pw", "~*", "+@all", "resetchannels"]);
+            let deaf = format!("redis://deaf:pw@{}", server.address());
+            let (here, there) = (Instance::at(&deaf, Clock::skewed(ahead_ms)), Instance::on(&server));
+            there.trusted().await;
+            eventually("the refusal", async || here.bus.state().health == BusHealth::Down).await;
+            let [ours, theirs] = [&here, &there].map(|instance| {
+                versions_with(&instance.caches, &origin, |domain| {
+                    domain.ttl(Duration::from_secs(1)).stale_if_error(Duration::from_secs(60))
+                })
+            });
+            for (writer, reader) in [(&ours, &theirs), (&theirs, &ours)] {
+                let rounds = AtomicUsize::new(0);
+                eventually("an entry that is alive on arrival", async || {
+                    let name = format!("{} {}", origin.loads(), rounds.fetch_add(1, Ordering::SeqCst));
+                    origin.commit(&name, 1);
+                    get(writer, &name).await.1 == Source::Origin && get(reader, &name).await.1 == Source::Far
+                })
+                .await;
+                let name = format!("ends {}", origin.loads());
+                origin.commit(&name, 1);
+                assert_eq!(get(writer, &name).await.0, Some(1));
+                let stored = Instant::now();
+                origin.commit(&name, 2);
+                eventually("the end of the entry", async || {
+                    let began = stored.elapsed();
+                    let ended = get(reader, &name).await.0 == Some(2);
+                    assert!(ended || began < Duration::from_millis(2_500), "served after {began:?}");
+                    ended
+                })
+                .await;
+            }
+        }
     }
 }

@@ -13,10 +13,10 @@ use metrics::{counter, gauge, histogram};
 use parking_lot::Mutex;
 use redis::Msg;
 
-use super::Shared;
 use super::inbox::Inbox;
 use super::message::{self, Content, Received};
 use super::trust::{Machine, Verdict};
+use super::{Shared, server_time};
 use crate::error::CallError;
 use crate::script;
 
@@ -31,10 +31,17 @@ struct Beats {
     heard: Tick,
 }
 
-/// Listens until the bus is gone: subscribes, applies and beats, and begins again when that ends. `again` when a task
-/// before did.
+/// Listens, and keeps the server's time, until the bus is gone. `again` when a task before did.
 pub(super) async fn run(bus: Weak<Shared>, again: bool) {
     let _ended = Ended(bus.clone());
+    tokio::select! {
+        () = listen(bus.clone(), again) => {}
+        () = server_time::keep(bus) => {}
+    }
+}
+
+/// Subscribes, applies and beats, and begins again when that ends.
+async fn listen(bus: Weak<Shared>, again: bool) {
     let (mut machine, mut first) = match bus.upgrade() {
         Some(bus) => (Machine::new(bus.trust_for(), bus.policy.probation, !again), !again),
         None => return,
@@ -266,11 +273,7 @@ impl Shared {
             Ok(answer) => answer?,
             Err(_) => return Err(CallError::Timeout { operation: "beat", after: heartbeat }),
         };
-        // The server read its clock about half a round trip ago.
-        let half_way = self.clock.now().since(sent).as_millis() as i64 / 2;
-        let server = seconds * 1_000 + micros / 1_000 + half_way;
-        let offset = server - i64::try_from(self.clock.unix_ms()).unwrap_or(i64::MAX);
-        self.trust.set_server_offset_ms(offset);
+        self.beat_came_back(sent, (seconds, micros));
         Ok(())
     }
 }
