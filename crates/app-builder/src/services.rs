@@ -93,18 +93,22 @@ pub struct Health {
     pub l1: TierHealth,
     /// The store that instances share; absent without one.
     pub l2: Option<TierHealth>,
-    /// Whether this process hears what others change. While it does not, values come from the store or the
-    /// origin, not from memory. Of a cache service of your own without a bus it says `Trusted`: there is nobody to hear.
+    /// Whether this process hears what others change. While it is not [`Trusted`](BusHealth::Trusted), values come from
+    /// the store or the origin, not from memory. Of a cache service of your own without a bus it says `Trusted`: there is
+    /// nobody to hear.
     pub bus: BusHealth,
     /// How far locks, limits and presence reach.
     pub coordination: Coordination,
 }
 
 impl Health {
-    /// Whether something is away without which the services still work, only slower.
+    /// Whether something is away without which the services still work, only slower: the store, or the trust in memory
+    /// ([`Down`](BusHealth::Down) and [`Recovering`](BusHealth::Recovering)). A bus that is
+    /// [`Starting`](BusHealth::Starting) is none: that passes, or becomes one of the others.
     #[must_use]
     pub fn is_degraded(&self) -> bool {
-        self.l2.as_ref().is_some_and(|l2| !l2.up) || self.bus == BusHealth::Down
+        let untrusted = matches!(self.bus, BusHealth::Down | BusHealth::Recovering);
+        untrusted || self.l2.as_ref().is_some_and(|l2| !l2.up)
     }
 }
 

@@ -236,6 +236,26 @@ mod redis {
         app.cache_service().set("k", &1, None).await.expect("stored");
     }
 
+    /// Memory that may not be served any more is a degradation, although Redis answers; memory that may not be served
+    /// yet is none.
+    #[tokio::test]
+    async fn lost_trust_degrades_although_redis_answers() {
+        let server = RedisServer::start();
+        let app = on(&server, &[]).await.expect("there");
+        assert!(!app.health().await.is_degraded(), "it begins");
+        let bus = async || app.health().await.bus;
+        eventually("trust", || async { bus().await == BusHealth::Trusted }).await;
+        // What is invalidated cannot be announced: nothing in memory counts until it is.
+        server.command(&["ACL", "SETUSER", "default", "-incr"]);
+        app.cache_service().invalidate("k").await.expect_err("the script fails");
+        let health = app.health().await;
+        assert!(health.bus != BusHealth::Trusted && health.is_degraded(), "{health:?}");
+        assert!(health.l2.is_some_and(|l2| l2.up), "Redis answers");
+        server.command(&["ACL", "SETUSER", "default", "+incr"]);
+        eventually("it has recovered by itself", || async { !app.health().await.is_degraded() }).await;
+        assert_eq!(bus().await, BusHealth::Trusted);
+    }
+
     /// J2: with `fail` it does not start, and says where Redis was expected, without the password.
     #[tokio::test]
     async fn redis_away_at_the_start_fails_when_asked_to() {

@@ -4,13 +4,16 @@
 //! never published again: the two are different methods of different traits ([`InvalidationBus::publish`],
 //! [`InvalidationSink::apply`]).
 
+mod sinks;
+
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use self::sinks::Sinks;
 use crate::{CacheError, TenantId, Tick};
 
 /// What is no longer to be believed.
@@ -58,6 +61,8 @@ pub enum FlushReason {
     TrustReturned,
     /// Failed invalidations overflowed their queue.
     Overflow,
+    /// The sink panicked while it applied a message.
+    Panicked,
 }
 
 impl FlushReason {
@@ -69,6 +74,7 @@ impl FlushReason {
             Self::Gap => "gap",
             Self::TrustReturned => "trust_returned",
             Self::Overflow => "overflow",
+            Self::Panicked => "panicked",
         }
     }
 }
@@ -78,6 +84,8 @@ impl FlushReason {
 /// Messages from others arrive in the order in which they were published; those of this process come from
 /// whichever task publishes, so the methods may run at the same time. They do not wait: when one returns,
 /// the change is visible to every reader that starts afterwards.
+///
+/// A sink that panics in `apply` is [flushed](Self::flush) and goes on to be told of later messages; see [`Sinks`].
 pub trait InvalidationSink: fmt::Debug + Send + Sync {
     /// Drops what the message names. Never publishes, never touches the far tier.
     fn apply(&self, message: &Invalidation);
@@ -94,6 +102,10 @@ pub trait InvalidationBus: fmt::Debug + Send + Sync {
     ///
     /// The sinks of this process are told before it returns, also when it fails.
     ///
+    /// # Panics
+    /// When a sink of this process does, after all of them were told. A sink of another process that panics is
+    /// nothing that a publisher learns of.
+    ///
     /// # Errors
     /// [`CacheError::Backend`] or [`CacheError::Timeout`] when it is not known whether the others were told.
     /// The announcement is repeated in the background; other instances stop trusting their memory within
@@ -107,6 +119,9 @@ pub trait InvalidationBus: fmt::Debug + Send + Sync {
     fn subscribe(&self, sink: Arc<dyn InvalidationSink>) -> Subscription;
 
     /// How far memory may be trusted now; read on every near hit.
+    ///
+    /// Who keeps the answer and finds no trust in it asks again: a bus whose background work ended, with the runtime it
+    /// ran on, takes this, as every other call, for a reason to begin it on the caller's.
     fn trust(&self) -> Arc<Trust>;
 
     /// What the bus has seen, for health and metrics.
@@ -198,17 +213,43 @@ impl Trust {
     }
 }
 
-/// How the bus is doing.
+/// Health of a bus: whether memory is trusted, and if not, whether that is about to pass.
+///
+/// ```text
+/// Starting ── the first beat came back ──► Trusted ── trust ran out, or the subscription ended ──► Recovering
+///     └── the first connection failed, or ended ──► Down, Recovering
+/// Recovering ── a beat came back ──► Trusted
+/// Recovering ── no subscription could be made, or the listener ended ──► Down
+/// Down ── a subscription was made, or the listener was begun again ──► Recovering
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum BusHealth {
-    /// No subscription: messages are being missed.
+    /// Nobody listens, and messages are being missed: the last attempt to subscribe failed, the listener ended, it was
+    /// shut down, or nobody has subscribed yet. Attempts go on where there is a listener.
     #[default]
     Down,
-    /// Subscribed, not yet proven.
-    Probing,
-    /// Memory may be trusted.
+    /// The first connection since the bus is listened to is being made or proven; nothing has failed. It passes within
+    /// a beat, or ends in one of the others.
+    Starting,
+    /// Memory is not trusted until it is proven again: trust ran out or was taken back (an invalidation that failed), or
+    /// the subscription ended and is being made again.
+    Recovering,
+    /// Memory is trusted.
     Trusted,
+}
+
+impl BusHealth {
+    /// A short stable name for health answers and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Starting => "starting",
+            Self::Recovering => "recovering",
+            Self::Trusted => "trusted",
+        }
+    }
 }
 
 /// Counters and health of a bus since it was made.
@@ -231,6 +272,8 @@ pub struct BusState {
     pub reconnects: u64,
     /// Times everything in memory was dropped.
     pub flushes: u64,
+    /// Times a sink panicked while it applied a message; it was flushed each time.
+    pub panics: u64,
     /// The last round trip through the bus.
     pub lag: Option<Duration>,
 }
@@ -260,78 +303,9 @@ impl fmt::Debug for Subscription {
     }
 }
 
-/// The sinks of one process: what every implementation of [`InvalidationBus`] needs.
-#[derive(Debug, Clone, Default)]
-pub struct Sinks(Arc<Mutex<Listeners>>);
-
-#[derive(Debug, Default)]
-struct Listeners {
-    next: u64,
-    sinks: Vec<(u64, Arc<dyn InvalidationSink>)>,
-}
-
-impl Sinks {
-    /// Adds a sink until the guard is dropped. The guard does not keep the set alive.
-    pub fn subscribe(&self, sink: Arc<dyn InvalidationSink>) -> Subscription {
-        let mut listeners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = listeners.next;
-        listeners.next += 1;
-        listeners.sinks.push((id, sink));
-        let set: Weak<Mutex<Listeners>> = Arc::downgrade(&self.0);
-        Subscription::new(move || {
-            if let Some(set) = set.upgrade() {
-                set.lock().unwrap_or_else(PoisonError::into_inner).sinks.retain(|(other, _)| *other != id);
-            }
-        })
-    }
-
-    /// Hands a message to every sink.
-    pub fn apply(&self, message: &Invalidation) {
-        for sink in self.snapshot() {
-            sink.apply(message);
-        }
-    }
-
-    /// Flushes every sink.
-    pub fn flush(&self, reason: FlushReason) {
-        for sink in self.snapshot() {
-            sink.flush(reason);
-        }
-    }
-
-    /// A copy, so that a sink may subscribe or end a subscription while it is being called.
-    fn snapshot(&self) -> Vec<Arc<dyn InvalidationSink>> {
-        let listeners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        listeners.sinks.iter().map(|(_, sink)| Arc::clone(sink)).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Debug, Default)]
-    struct Heard(Mutex<Vec<Invalidation>>);
-
-    impl InvalidationSink for Heard {
-        fn apply(&self, message: &Invalidation) {
-            self.0.lock().expect("not poisoned").push(message.clone());
-        }
-
-        fn flush(&self, _: FlushReason) {}
-    }
-
-    /// E10: a subscription ends with its guard.
-    #[test]
-    fn a_sink_hears_until_its_guard_is_dropped() {
-        let (sinks, heard) = (Sinks::default(), Arc::new(Heard::default()));
-        let guard = sinks.subscribe(heard.clone());
-        sinks.apply(&Invalidation::key("a"));
-        drop(guard);
-        sinks.apply(&Invalidation::key("b"));
-        assert_eq!(*heard.0.lock().expect("not poisoned"), [Invalidation::key("a")]);
-        assert_eq!(Arc::strong_count(&heard), 1);
-    }
 
     /// P2: trust is only ever prolonged, and ends exactly when it says.
     #[test]

@@ -59,6 +59,7 @@ pub struct Clock(Source);
 enum Source {
     #[default]
     System,
+    Skewed(i64),
     Manual(ManualClock),
 }
 
@@ -69,11 +70,19 @@ impl Clock {
         Self(Source::System)
     }
 
+    /// The machine's own clock with a wall clock that is `ahead_ms` milliseconds ahead, or behind when negative; for
+    /// tests of machines that disagree about the time. Points of it may be compared with those of
+    /// [`system`](Self::system).
+    #[must_use]
+    pub const fn skewed(ahead_ms: i64) -> Self {
+        Self(Source::Skewed(ahead_ms))
+    }
+
     /// Now, exactly (about 20 ns).
     #[must_use]
     pub fn now(&self) -> Tick {
         match &self.0 {
-            Source::System => system::now(),
+            Source::System | Source::Skewed(_) => system::now(),
             Source::Manual(clock) => clock.now(),
         }
     }
@@ -83,7 +92,7 @@ impl Clock {
     #[inline]
     pub fn coarse(&self) -> Tick {
         match &self.0 {
-            Source::System => system::coarse(),
+            Source::System | Source::Skewed(_) => system::coarse(),
             Source::Manual(clock) => clock.now(),
         }
     }
@@ -93,6 +102,7 @@ impl Clock {
     pub fn unix_ms(&self) -> u64 {
         match &self.0 {
             Source::System => unix_ms(),
+            Source::Skewed(ahead_ms) => unix_ms().saturating_add_signed(*ahead_ms),
             Source::Manual(clock) => clock.unix_ms(),
         }
     }
@@ -211,6 +221,20 @@ mod tests {
             let coarse = clock.coarse();
             assert!(coarse <= clock.now());
         }
+    }
+
+    /// Only the wall clock of a skewed clock differs, by what was asked.
+    #[test]
+    fn a_skewed_clock_differs_by_its_wall_clock_only() {
+        let hour = 3_600_000;
+        for ahead in [2 * hour, -2 * hour] {
+            let (before, skewed, after) =
+                (Clock::system().unix_ms(), Clock::skewed(ahead).unix_ms(), Clock::system().unix_ms());
+            let true_time = skewed.saturating_add_signed(-ahead);
+            assert!((before..=after).contains(&true_time), "{before} {skewed} {after}");
+        }
+        let (before, between) = (Clock::system().now(), Clock::skewed(hour).now());
+        assert!(before <= between && between <= Clock::system().now());
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //! |---|---|
 //! | what a message looks like | [`message`] |
 //! | when memory is trusted: the state machine | `trust` |
-//! | the task that listens and beats | `listener` |
+//! | the task that listens and beats | `listener`; how it is begun, and begun again: `tasks` |
+//! | what time it is at the server | `server_time` |
 //! | how something is announced, and repeated until it was | `announce`, `pending` |
 //! | messages for this instance alone | [`RedisBus::on_wake`] |
 
@@ -21,6 +22,8 @@ mod announce;
 mod inbox;
 mod listener;
 mod pending;
+mod server_time;
+mod tasks;
 mod trust;
 mod wake;
 
@@ -35,11 +38,11 @@ use cache_core::{
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use crate::bus::announce::Announcement;
 use crate::bus::pending::Pending;
+use crate::bus::tasks::Tasks;
 use crate::bus::wake::Wakes;
 use crate::connection::RedisLink;
 
@@ -85,6 +88,9 @@ impl BusPolicy {
 
 /// The bus of one instance. Listening begins with the first subscription, and ends when the bus is dropped or
 /// [shut down](Self::shutdown).
+///
+/// It needs a Tokio runtime, and survives it: when the one on which it listens is dropped, the next use on another one
+/// (publishing, subscribing, asking for trust or state, a lock, a lookup that memory may not answer) listens there.
 #[derive(Debug)]
 pub struct RedisBus(Arc<Shared>);
 
@@ -108,16 +114,11 @@ pub(crate) struct Shared {
     reachable: Arc<Notify>,
     /// Numbers the beats of all subscriptions: a late echo must not be taken for that of a newer beat.
     beats: AtomicU64,
+    /// When the last beat that the server answered was sent; zero for none.
+    last_beat: AtomicU64,
     counts: Counts,
     tasks: Mutex<Tasks>,
     closed: AtomicBool,
-}
-
-/// What runs in the background.
-#[derive(Debug, Default)]
-struct Tasks {
-    listener: Option<AbortHandle>,
-    repeater: Option<AbortHandle>,
 }
 
 #[derive(Debug, Default)]
@@ -139,9 +140,15 @@ impl RedisBus {
         Self::with_policy(link, BusPolicy::default())
     }
 
-    /// A bus.
+    /// A bus on the machine's own clock.
     #[must_use]
     pub fn with_policy(link: RedisLink, policy: BusPolicy) -> Arc<Self> {
+        Self::with_clock(link, policy, Clock::system())
+    }
+
+    /// A bus on a clock of the caller's; for tests. The caches on it must be on the same one.
+    #[must_use]
+    pub fn with_clock(link: RedisLink, policy: BusPolicy, clock: Clock) -> Arc<Self> {
         let instance = Uuid::new_v4().simple().to_string();
         let channel = link.prefixed("cache:invalidate");
         let trust = Trust::none();
@@ -153,7 +160,7 @@ impl RedisBus {
             sequence_key: format!("{{{channel}}}:seq"),
             link,
             policy,
-            clock: Clock::system(),
+            clock,
             instance,
             channel,
             sinks: Sinks::default(),
@@ -162,6 +169,7 @@ impl RedisBus {
             pending: Mutex::default(),
             reachable: Arc::default(),
             beats: AtomicU64::new(0),
+            last_beat: AtomicU64::new(0),
             counts: Counts::default(),
             tasks: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -194,7 +202,7 @@ impl RedisBus {
     /// subscription for all handlers and all invalidations, so a handler hears the payloads of others, too.
     pub fn on_wake(&self, handler: impl Fn(&[u8]) + Send + Sync + 'static) -> Subscription {
         let subscription = self.0.wakes.add(Arc::new(handler));
-        self.listen();
+        self.0.listen();
         subscription
     }
 
@@ -219,15 +227,9 @@ impl RedisBus {
         Ok(self.0.announce(Announcement::removing(Invalidation::Prefix(prefix.into()))).await?)
     }
 
-    /// Listens from now on, unless it does already. Needs a runtime; without one the next call tries again.
+    /// Listens from now on, unless it does already.
     pub(crate) fn listen(&self) {
-        let mut tasks = self.0.tasks.lock();
-        if tasks.listener.is_none()
-            && !self.0.closed.load(Ordering::Acquire)
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            tasks.listener = Some(runtime.spawn(listener::run(Arc::downgrade(&self.0))).abort_handle());
-        }
+        self.0.listen();
     }
 }
 
@@ -247,11 +249,12 @@ impl InvalidationBus for RedisBus {
 
     fn subscribe(&self, sink: Arc<dyn InvalidationSink>) -> Subscription {
         let subscription = self.0.sinks.subscribe(sink);
-        self.listen();
+        self.0.listen();
         subscription
     }
 
     fn trust(&self) -> Arc<Trust> {
+        self.0.attend();
         Arc::clone(&self.0.trust)
     }
 
@@ -260,13 +263,17 @@ impl InvalidationBus for RedisBus {
     }
 
     fn state(&self) -> BusState {
+        self.0.attend();
         let counts = &self.0.counts;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let lag = read(&counts.lag_nanos);
         let mut state = BusState::default();
+        let listens = self.0.listens();
         state.health = match *counts.health.lock() {
+            // A listener that never ran cannot say that it ended.
+            _ if !listens => BusHealth::Down,
             // Trust runs out by itself; the machine notices at its next event.
-            BusHealth::Trusted if !self.0.trust.near(self.0.clock.now()) => BusHealth::Probing,
+            BusHealth::Trusted if !self.0.trust.near(self.0.clock.now()) => BusHealth::Recovering,
             health => health,
         };
         state.published = read(&counts.published);
@@ -276,16 +283,8 @@ impl InvalidationBus for RedisBus {
         state.gaps = read(&counts.gaps);
         state.reconnects = read(&counts.reconnects);
         state.flushes = read(&counts.flushes);
+        state.panics = self.0.sinks.panics();
         state.lag = (lag > 0).then(|| Duration::from_nanos(lag));
         state
-    }
-}
-
-impl Shared {
-    fn end_tasks(&self) {
-        let tasks = std::mem::take(&mut *self.tasks.lock());
-        for task in [tasks.listener, tasks.repeater].into_iter().flatten() {
-            task.abort();
-        }
     }
 }

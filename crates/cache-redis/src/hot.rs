@@ -3,7 +3,7 @@
 //! Why not the library's `ConnectionManager`: it does not reconnect after time-outs, so that on a half-open
 //! link every call fails until the kernel gives up, and when its one attempt to reconnect has failed nothing
 //! retries until somebody calls. Here a connection that broke, or was silent for too long, is given up, and the
-//! next call makes a new one; the circuit breaker keeps that from becoming a storm.
+//! next call makes a new one; the circuit breaker keeps that from becoming a storm. So is one whose runtime ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -16,6 +16,7 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult,
 };
 use tokio::sync::Mutex;
+use tokio::task::AbortHandle;
 
 /// Time-outs in a row after which a connection is taken for dead. So is one on which calls were only given up
 /// for as many response deadlines: callers may have less patience than the link.
@@ -60,7 +61,7 @@ struct Slot {
     /// How long calls may be given up without an answer.
     patience: Duration,
     clock: Clock,
-    current: ArcSwapOption<Live>,
+    current: ArcSwapOption<Kept>,
     /// One task connects, the others wait for it and share its error.
     connecting: Mutex<Option<RedisError>>,
     /// Attempts to connect that ended: who waited through one does not make another.
@@ -74,6 +75,33 @@ struct Slot {
 struct Live {
     number: u32,
     connection: MultiplexedConnection,
+}
+
+/// The present connection. What a call needs of it is apart: cloning the rest would write to memory that all calls
+/// share.
+struct Kept {
+    live: Live,
+    runtime: Sentinel,
+}
+
+/// A task that does nothing and ends with its runtime, as the task does that drives a connection: on another runtime
+/// nobody would answer.
+struct Sentinel(AbortHandle);
+
+impl Sentinel {
+    fn new() -> Self {
+        Self(tokio::spawn(std::future::pending::<()>()).abort_handle())
+    }
+
+    fn is_alive(&self) -> bool {
+        !self.0.is_finished()
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Live {
@@ -170,7 +198,7 @@ impl Hot {
 
 impl Slot {
     fn current(&self) -> Option<Live> {
-        self.current.load().as_ref().map(|live| Live::clone(live))
+        self.current.load().as_ref().filter(|kept| kept.runtime.is_alive()).map(|kept| kept.live.clone())
     }
 
     async fn connect(self: Arc<Self>) -> RedisResult<Live> {
@@ -178,17 +206,17 @@ impl Slot {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         self.silence.end();
         let live = Live { number, connection };
-        self.current.store(Some(Arc::new(live.clone())));
+        self.current.store(Some(Arc::new(Kept { live: live.clone(), runtime: Sentinel::new() })));
         Ok(live)
     }
 
     fn is_current(&self, number: u32) -> bool {
-        self.current.load().as_ref().is_some_and(|live| live.number == number)
+        self.current.load().as_ref().is_some_and(|kept| kept.live.number == number)
     }
 
     /// Lets go of a connection, unless another has taken its place already.
     fn give_up(&self, number: u32) {
-        self.current.rcu(|current| current.clone().filter(|live| live.number != number));
+        self.current.rcu(|current| current.clone().filter(|kept| kept.live.number != number));
     }
 }
 

@@ -138,7 +138,7 @@ mod redis {
         let instance = Instance::start(&server).await;
         server.kill();
         until("the end of trust", || !instance.trusted()).await;
-        assert_eq!(instance.bus.state().health, BusHealth::Down);
+        until("a failed attempt", || instance.bus.state().health == BusHealth::Down).await;
         server.restart();
         until("trust", || instance.trusted()).await;
     }
@@ -152,6 +152,40 @@ mod redis {
         assert!(!instance.trusted());
         server.restart();
         until("trust", || instance.trusted()).await;
+    }
+
+    /// A bus that begins, one that lost its trust and one that hears nothing are told apart; and what has begun once
+    /// does not begin again.
+    #[tokio::test]
+    async fn its_health_tells_beginning_loss_and_failure_apart() {
+        let server = RedisServer::start();
+        let sound = Instance::start_untrusted(&server.url());
+        until("trust", || match sound.bus.state().health {
+            BusHealth::Starting => false,
+            health => health == BusHealth::Trusted || panic!("{health:?} at the start"),
+        })
+        .await;
+        server.pause();
+        let instance = Instance::start_untrusted(&server.url());
+        let health = || instance.bus.state().health;
+        assert_eq!(health(), BusHealth::Starting);
+        until("the end of the first attempt", || health() == BusHealth::Down).await;
+        server.resume();
+        let mut seen = Vec::new();
+        until("trust", || {
+            seen.push(health());
+            health() == BusHealth::Trusted
+        })
+        .await;
+        assert!(!seen.contains(&BusHealth::Starting), "{seen:?}");
+        server.pause();
+        until("the end of trust", || health() != BusHealth::Trusted).await;
+        assert_eq!(health(), BusHealth::Recovering);
+        until("the end of the next attempt", || health() == BusHealth::Down).await;
+        server.resume();
+        until("trust", || health() == BusHealth::Trusted).await;
+        instance.bus.shutdown();
+        assert_eq!(health(), BusHealth::Down);
     }
 
     /// P6, SD2: a failed invalidation is an error to its caller, is applied here all the same, keeps memory

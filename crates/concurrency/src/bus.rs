@@ -49,7 +49,7 @@ impl Default for LocalBus {
 impl InvalidationBus for LocalBus {
     async fn publish(&self, message: &Invalidation) -> Result<(), CacheError> {
         self.published.fetch_add(1, Ordering::Relaxed);
-        self.sinks.apply(message);
+        self.sinks.apply_own(message);
         Ok(())
     }
 
@@ -65,6 +65,7 @@ impl InvalidationBus for LocalBus {
         let mut state = BusState::default();
         state.health = BusHealth::Trusted;
         state.published = self.published.load(Ordering::Relaxed);
+        state.panics = self.sinks.panics();
         state
     }
 }

@@ -6,6 +6,7 @@
 //! async fn fixture() -> conformance::bus::BusFixture { … }
 //! ```
 
+pub mod panicking;
 pub mod telling;
 
 use std::sync::Arc;
@@ -74,6 +75,15 @@ macro_rules! bus_suite {
                         a_sink_may_leave_and_come_while_it_is_told,
                         a_bus_that_is_heard_is_trusted,
                         dropped_announcements_keep_nobody_from_hearing,
+                    ]
+                );
+                $crate::cases!(
+                    $fixture,
+                    bus,
+                    panicking,
+                    [
+                        a_panicking_sink_keeps_nobody_from_hearing,
+                        a_panic_of_an_own_sink_reaches_only_the_publisher,
                     ]
                 );
             }

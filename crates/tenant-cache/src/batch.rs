@@ -78,6 +78,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
                 Err(error) => outcomes.push(Some(Err(error))),
             }
         }
+        let shared = &self.inner.shared;
+        shared.attend(shared.trust.near(shared.clock.coarse()));
         let reads = self.read_all(&fetches).await;
         let mut loads = Vec::new();
         for ((at, fetch), read) in fetches.into_iter().zip(reads) {

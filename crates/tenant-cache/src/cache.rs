@@ -272,6 +272,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
     /// Calls `handler` whenever the entry may have changed, until the guard is dropped. It is called where the
     /// invalidation is applied, so it must be quick: wake somebody up.
     ///
+    /// A handler that panics keeps no other from being called. It costs this process what it holds in memory; and an
+    /// invalidation of this process passes the panic on to its caller, once it is done.
+    ///
     /// # Errors
     /// Only those of the scope.
     pub fn on_change(
@@ -347,6 +350,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
         let key = inner.counts_keys().then(|| fetch.key.key.clone());
         let meter = fetch.ticket.meter.clone();
         let began = inner.shared.clock.now();
+        inner.shared.attend(inner.shared.trust.near(began));
         let Answered { result, joined } = inner.look_up(fetch, read).await;
         inner.counters.took(&result, inner.shared.clock.now().since(began));
         meter.iter().for_each(|meter| meter.landed(&result));

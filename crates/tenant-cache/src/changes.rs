@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -125,7 +126,19 @@ impl<K: CacheKey> Listeners<K> {
             let wanted = handlers.iter().filter(|(key, _)| wanted(key));
             wanted.flat_map(|(_, handlers)| handlers.iter().map(|(_, handler)| Arc::clone(handler))).collect()
         };
-        handlers.iter().for_each(|handler| handler());
+        for_each_to_the_end(handlers, |handler| handler());
+    }
+}
+
+/// Acts on each, also after one that panics; the first panic goes on when all are done.
+pub(crate) fn for_each_to_the_end<T>(all: impl IntoIterator<Item = T>, act: impl Fn(T)) {
+    let mut first = None;
+    for one in all {
+        let panicked = catch_unwind(AssertUnwindSafe(|| act(one))).err();
+        first = first.or(panicked);
+    }
+    if let Some(panic) = first {
+        resume_unwind(panic);
     }
 }
 

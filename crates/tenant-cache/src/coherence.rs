@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cache_core::key::{KeyParts, Owner, domain_prefix};
 use cache_core::{FlushReason, Invalidation, InvalidationSink, TenantId};
 
+use crate::changes::for_each_to_the_end;
 use crate::generation::{Generations, generation_key, tag_guard_key, tag_key};
 use crate::inner::Inner;
 use crate::key::{CacheKey, NearQuery};
@@ -111,7 +112,7 @@ impl Coherence {
 impl InvalidationSink for Coherence {
     fn apply(&self, message: &Invalidation) {
         match message {
-            Invalidation::Keys(keys) => keys.iter().for_each(|key| self.apply_key(key)),
+            Invalidation::Keys(keys) => for_each_to_the_end(keys, |key| self.apply_key(key)),
             Invalidation::Prefix(prefix) => {
                 self.domains.for_each(|domain| domain.apply_prefix(prefix));
             }
@@ -141,9 +142,8 @@ impl InvalidationSink for Coherence {
         tracing::debug!(reason = reason.as_str(), "near tiers are emptied");
         self.generations.forget_all();
         self.generations.all().bump();
-        self.domains.for_each(|domain| {
-            domain.spoil();
-            domain.tell_many(None);
-        });
+        // All of memory before any handler: one that panics must leave nothing behind.
+        self.domains.for_each(|domain| domain.spoil());
+        self.domains.for_each(|domain| domain.tell_many(None));
     }
 }

@@ -25,7 +25,7 @@ impl Default for Alone {
 #[async_trait]
 impl InvalidationBus for Alone {
     async fn publish(&self, message: &Invalidation) -> Result<(), CacheError> {
-        self.sinks.apply(message);
+        self.sinks.apply_own(message);
         Ok(())
     }
 
@@ -40,6 +40,7 @@ impl InvalidationBus for Alone {
     fn state(&self) -> BusState {
         let mut state = BusState::default();
         state.health = BusHealth::Trusted;
+        state.panics = self.sinks.panics();
         state
     }
 }

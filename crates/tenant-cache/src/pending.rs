@@ -9,6 +9,7 @@ use std::time::Duration;
 use backon::BackoffBuilder;
 use cache_core::Invalidation;
 use parking_lot::Mutex;
+use tokio::task::AbortHandle;
 
 use crate::registry::Shared;
 
@@ -18,12 +19,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What is still to be written: the number's key, and what to tell then. Each group once.
 #[derive(Debug, Default)]
-pub(crate) struct Pending(Mutex<BTreeMap<String, Invalidation>>);
+pub(crate) struct Pending {
+    groups: Mutex<BTreeMap<String, Invalidation>>,
+    /// The task that repeats. It ends with its runtime, if not before.
+    repeater: Mutex<Option<AbortHandle>>,
+}
 
 impl Pending {
     /// Remembers a group; `true` when nothing was pending before.
     pub(crate) fn add(&self, text: &str, message: &Invalidation, everything: &str) -> bool {
-        let mut groups = self.0.lock();
+        let mut groups = self.groups.lock();
         let first = groups.is_empty();
         if groups.len() >= MAX_GROUPS && !groups.contains_key(text) {
             groups.clear();
@@ -35,15 +40,15 @@ impl Pending {
     }
 
     fn next(&self) -> Option<(String, Invalidation)> {
-        self.0.lock().first_key_value().map(|(text, message)| (text.clone(), message.clone()))
+        self.groups.lock().first_key_value().map(|(text, message)| (text.clone(), message.clone()))
     }
 
     fn done(&self, text: &str) {
-        self.0.lock().remove(text);
+        self.groups.lock().remove(text);
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.lock().len()
+        self.groups.lock().len()
     }
 }
 
@@ -75,7 +80,17 @@ pub(crate) async fn repeat(shared: Weak<Shared>) {
 /// Begins to repeat in the background, if there is a runtime.
 pub(crate) fn begin(shared: &Arc<Shared>) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        runtime.spawn(repeat(Arc::downgrade(shared)));
+        let repeater = runtime.spawn(repeat(Arc::downgrade(shared)));
+        *shared.pending.repeater.lock() = Some(repeater.abort_handle());
+    }
+}
+
+/// Begins to repeat again when something is pending and the task ended with its runtime; to be called by whoever uses
+/// the caches.
+pub(crate) fn attend(shared: &Arc<Shared>) {
+    let ended = || shared.pending.repeater.lock().as_ref().is_none_or(AbortHandle::is_finished);
+    if shared.pending.len() > 0 && ended() {
+        begin(shared);
     }
 }
 

@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 
 use crate::builder::DomainBuilder;
 use crate::cache::TenantCache;
+use crate::changes::for_each_to_the_end;
 use crate::coherence::{Coherence, Domain};
 use crate::definition::{ANOTHER_WAY, Definition};
 use crate::generation::{self, GENERATION_TTL, Generations, generation_key, tag_guard_key, tag_key};
@@ -150,6 +151,7 @@ impl Caches {
     /// Group invalidations that failed and are being repeated, now.
     #[must_use]
     pub fn pending(&self) -> usize {
+        pending::attend(&self.shared);
         self.shared.pending.len()
     }
 
@@ -187,6 +189,15 @@ impl Caches {
 }
 
 impl Shared {
+    /// Lets the bus know that it is in use, and sees to it that what failed is repeated: either may have ended with the
+    /// runtime it ran on. For lookups that memory does not answer.
+    pub(crate) fn attend(self: &Arc<Self>, trusted: bool) {
+        if !trusted {
+            drop(self.bus.trust());
+        }
+        pending::attend(self);
+    }
+
     /// Gives a group a new number, then tells everybody; the second also when the first failed. What fails is
     /// repeated in the background.
     pub(crate) async fn renumber(
@@ -373,8 +384,11 @@ impl Domains {
         self.0.read().get(name).and_then(|defined| defined.cache.upgrade())
     }
 
+    /// Acts on each domain, also after one whose handlers panic. Without the lock: a handler may define a domain, which
+    /// then begins after what `act` is about.
     pub(crate) fn for_each(&self, act: impl Fn(&dyn Domain)) {
-        self.for_each_named(|_, domain| act(domain));
+        let all: Vec<_> = self.0.read().values().filter_map(|defined| defined.cache.upgrade()).collect();
+        for_each_to_the_end(all, |domain| act(&*domain));
     }
 
     /// Without the lock: what is called may define a cache, and a cache whose last owner leaves meanwhile is dropped

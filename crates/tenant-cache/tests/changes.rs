@@ -1,14 +1,15 @@
 //! Hearing of changes: what is told, to whom, and when it ends.
 mod support;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cache_core::{FlushReason, Invalidation, InvalidationBus, InvalidationSink};
+use cache_core::{FlushReason, Invalidation, InvalidationBus, InvalidationSink, Scope};
 use concurrency::LocalBus;
 use futures_util::{FutureExt, StreamExt};
 use support::{Origin, of, tenant, versions};
-use tenant_cache::{Caches, Change};
+use tenant_cache::{Caches, Change, TenantCache};
 
 fn key(name: &str) -> String {
     name.to_owned()
@@ -124,4 +125,60 @@ async fn a_flush_is_told_to_everybody() {
     bus.0.flush(FlushReason::Gap);
     assert_eq!(changes.next().now_or_never(), Some(Some(Change::Many { tenant: None })));
     assert!(of("acme", async { cache.peek(&key("k")) }).await.unwrap().is_none());
+}
+
+/// A handler that panics keeps no other handler from being called and no entry from being forgotten: neither those
+/// of the same message, nor those of other domains. Who invalidates learns of the panic, and goes on.
+#[tokio::test]
+async fn a_panicking_handler_keeps_nobody_from_hearing() {
+    let (bus, origin) = (Arc::new(LocalBus::new()), Origin::open());
+    let caches = Caches::builder().bus(bus.clone()).build().unwrap();
+    let rows = versions(&caches, &origin);
+    // Before `rows` in the order of domains.
+    let others: TenantCache<String, u64> = caches
+        .domain("others")
+        .scope(Scope::Tenant)
+        .load(|_: String| async { Ok::<_, std::io::Error>(Some(7)) })
+        .unwrap();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let _handlers = of("acme", async {
+        let count = move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+        };
+        let panic = || panic!("a handler that panics, as the test wants it");
+        [
+            rows.on_change(&key("a"), panic).unwrap(),
+            rows.on_change(&key("b"), count).unwrap(),
+            others.on_change(&key("o"), panic).unwrap(),
+        ]
+    })
+    .await;
+    let text = |name: &str| -> Arc<str> { format!("acme:rows:{name}").into() };
+    for message in [
+        Invalidation::Keys(["a", "b"].map(text).to_vec()),
+        Invalidation::Prefix("acme:".into()),
+        Invalidation::Domain { tenant: Some(tenant("acme")), domain: "rows".into() },
+        Invalidation::Tag { tenant: Some(tenant("acme")), tag: "of all".into() },
+        Invalidation::All,
+    ] {
+        for name in ["a", "b"] {
+            origin.commit(name, 1);
+            of("acme", rows.get(&key(name))).await.unwrap();
+        }
+        of("acme", others.get(&key("o"))).await.unwrap();
+        calls.store(0, Ordering::SeqCst);
+        let published = AssertUnwindSafe(bus.publish(&message)).catch_unwind().await;
+        assert!(published.is_err(), "{message:?}: who publishes learns of the panic");
+        assert!(calls.load(Ordering::SeqCst) > 0, "{message:?}: the other handler was called");
+        for name in ["a", "b"] {
+            let held = of("acme", async { rows.peek(&key(name)).unwrap() }).await;
+            assert_eq!(held, None, "{message:?}: `{name}` was forgotten");
+        }
+    }
+    let invalidated = AssertUnwindSafe(of("acme", rows.invalidate(&key("a")))).catch_unwind().await;
+    assert!(invalidated.is_err(), "a panic of a handler is one of who invalidates");
+    of("acme", rows.invalidate(&key("b"))).await.unwrap();
+    origin.commit("a", 2);
+    assert_eq!(of("acme", rows.get(&key("a"))).await.unwrap().as_deref(), Some(&2));
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use cache_core::{FlushReason, Invalidation};
 use metrics::counter;
 
-use super::{Shared, message, pending};
+use super::{Shared, message};
 use crate::error::CallError;
 use crate::keyspace::BATCH;
 use crate::{scan, script};
@@ -37,11 +37,10 @@ impl Shared {
     ///
     /// When it fails, or is dropped on the way, it is repeated in the background until it succeeded.
     pub(super) async fn announce(self: &Arc<Self>, announcement: Announcement) -> Result<u64, CallError> {
+        self.attend();
         let on_the_way = OnTheWay { shared: self, announcement: Some(announcement.clone()) };
         let sent = self.send(&announcement).await;
-        if sent.is_ok() {
-            on_the_way.arrived();
-        }
+        on_the_way.ended(sent.is_ok());
         sent
     }
 
@@ -80,44 +79,49 @@ impl Shared {
     /// process could otherwise fetch the old far value back in.
     fn repeat_later(self: &Arc<Self>, announcement: Announcement) {
         counter!("cache_bus_publish_failures_total").increment(1);
-        let added = self.pending.lock().add(announcement);
-        self.trust.revoke_near();
-
+        let added = self.attend_after(|| {
+            let added = self.pending.lock().add(announcement);
+            self.trust.revoke_near();
+            (added, added.first)
+        });
         if added.overflowed {
             tracing::warn!("too many invalidations failed to remember each: everything will be announced");
             self.flush(FlushReason::Overflow);
         }
-        if added.first
-            && !self.closed.load(Ordering::Acquire)
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            let repeater = runtime.spawn(pending::repeat(Arc::downgrade(self), Arc::clone(&self.reachable)));
-            self.tasks.lock().repeater = Some(repeater.abort_handle());
-        }
     }
 }
 
-/// An announcement whose end is not known yet. Dropped before it arrived (an error, or the caller left), it is
-/// repeated, for Redis may have done its part: the others know then, and this process's memory must, too.
+/// An announcement whose end is not known yet. One that failed, or whose caller left, is repeated, for Redis may have
+/// done its part: the others know then, and this process's memory must, too.
 struct OnTheWay<'a> {
     shared: &'a Arc<Shared>,
     announcement: Option<Announcement>,
 }
 
 impl OnTheWay<'_> {
-    fn arrived(mut self) {
-        if let Some(announcement) = self.announcement.take() {
-            self.shared.sinks.apply(&announcement.message);
+    /// Tells the sinks on behalf of the caller, who learns of a panic of theirs.
+    fn ended(mut self, arrived: bool) {
+        if let Some(message) = self.settle(arrived) {
+            self.shared.sinks.apply_own(&message);
         }
+    }
+
+    /// The message to tell the sinks of. Trust ends first when it did not arrive: nobody may put the old far value
+    /// back in between.
+    fn settle(&mut self, arrived: bool) -> Option<Invalidation> {
+        let announcement = self.announcement.take()?;
+        let message = announcement.message.clone();
+        if !arrived {
+            self.shared.repeat_later(announcement);
+        }
+        Some(message)
     }
 }
 
 impl Drop for OnTheWay<'_> {
     fn drop(&mut self) {
-        if let Some(announcement) = self.announcement.take() {
-            let message = announcement.message.clone();
-            // Trust ends first: nobody may put the old far value back in between.
-            self.shared.repeat_later(announcement);
+        if let Some(message) = self.settle(false) {
+            // Nobody is left to learn of a panic.
             self.shared.sinks.apply(&message);
         }
     }

@@ -13,10 +13,10 @@ use metrics::{counter, gauge, histogram};
 use parking_lot::Mutex;
 use redis::Msg;
 
-use super::Shared;
 use super::inbox::Inbox;
 use super::message::{self, Content, Received};
 use super::trust::{Machine, Verdict};
+use super::{Shared, server_time};
 use crate::error::CallError;
 use crate::script;
 
@@ -31,10 +31,19 @@ struct Beats {
     heard: Tick,
 }
 
-/// Listens until the bus is gone: subscribes, applies and beats, and begins again when that ends.
-pub(super) async fn run(bus: Weak<Shared>) {
+/// Listens, and keeps the server's time, until the bus is gone. `again` when a task before did.
+pub(super) async fn run(bus: Weak<Shared>, again: bool) {
+    let _ended = Ended(bus.clone());
+    tokio::select! {
+        () = listen(bus.clone(), again) => {}
+        () = server_time::keep(bus) => {}
+    }
+}
+
+/// Subscribes, applies and beats, and begins again when that ends.
+async fn listen(bus: Weak<Shared>, again: bool) {
     let (mut machine, mut first) = match bus.upgrade() {
-        Some(bus) => (Machine::new(bus.trust_for(), bus.policy.probation), true),
+        Some(bus) => (Machine::new(bus.trust_for(), bus.policy.probation, !again), !again),
         None => return,
     };
     let pauses = || {
@@ -57,12 +66,24 @@ pub(super) async fn run(bus: Weak<Shared>) {
         first = false;
         let mut connected = || (pause, said) = (pauses(), false);
         let ended = bus.listen_once(&mut machine, &mut connected).await;
-        bus.down(&mut machine);
+        machine.lost();
+        bus.show(machine.health(bus.clock.now()));
         if !std::mem::replace(&mut said, true) {
             bus.say_why(ended.err().as_ref());
         }
         drop(bus);
         tokio::time::sleep(pause.next().unwrap_or(Duration::from_secs(1))).await;
+    }
+}
+
+/// Says that nobody listens any more when the task ends, however it does: its runtime may have been dropped.
+struct Ended(Weak<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(bus) = self.0.upgrade() {
+            bus.show(BusHealth::Down);
+        }
     }
 }
 
@@ -89,7 +110,7 @@ impl Shared {
         }
         connected();
         self.act(machine.subscribed());
-        *self.counts.health.lock() = BusHealth::Probing;
+        self.show(machine.health(self.clock.now()));
         tracing::info!(server = self.link.settings().shown(), "listening to invalidations");
         let beats = Mutex::new(Beats { sent: VecDeque::new(), heard: self.clock.now() });
         let mut inbox = Inbox::of(subscription.into_on_message());
@@ -109,10 +130,10 @@ impl Shared {
         }
     }
 
-    fn down(&self, machine: &mut Machine) {
-        machine.lost();
-        *self.counts.health.lock() = BusHealth::Down;
-        gauge!("cache_bus_trusted").set(0.0);
+    /// Tells health and metrics.
+    fn show(&self, health: BusHealth) {
+        *self.counts.health.lock() = health;
+        gauge!("cache_bus_trusted").set(f64::from(u8::from(health == BusHealth::Trusted)));
     }
 
     fn say_why(&self, error: Option<&CallError>) {
@@ -132,7 +153,7 @@ impl Shared {
     fn take(&self, machine: &mut Machine, beats: &Mutex<Beats>, message: &Msg) {
         let payload = message.get_payload_bytes();
         match message.get_channel_name() {
-            channel if channel == self.wake_channel => self.wakes.call(payload),
+            channel if channel == self.wake_channel => self.wakes.call(payload, &self.sinks),
             channel if channel == self.echo_channel => {
                 if let Received { content: Content::Beat(count), number: Some(number), .. } =
                     message::read(payload)
@@ -194,9 +215,7 @@ impl Shared {
             self.trust.revoke_near();
             machine.revoked();
         }
-        let health = machine.health(now);
-        *self.counts.health.lock() = health;
-        gauge!("cache_bus_trusted").set(f64::from(u8::from(health == BusHealth::Trusted)));
+        self.show(machine.health(now));
     }
 
     /// Empties first, trusts then.
@@ -254,11 +273,7 @@ impl Shared {
             Ok(answer) => answer?,
             Err(_) => return Err(CallError::Timeout { operation: "beat", after: heartbeat }),
         };
-        // The server read its clock about half a round trip ago.
-        let half_way = self.clock.now().since(sent).as_millis() as i64 / 2;
-        let server = seconds * 1_000 + micros / 1_000 + half_way;
-        let offset = server - i64::try_from(self.clock.unix_ms()).unwrap_or(i64::MAX);
-        self.trust.set_server_offset_ms(offset);
+        self.beat_came_back(sent, (seconds, micros));
         Ok(())
     }
 }

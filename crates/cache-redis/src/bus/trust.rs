@@ -6,14 +6,15 @@ use cache_core::bus::BusHealth;
 use cache_core::{FlushReason, Tick};
 
 /// ```text
-/// Down ── the server acknowledged both subscriptions ──► flush ──► Probing
+/// Connecting, Down ── the server acknowledged both subscriptions ──► flush ──► Probing
 /// Probing ── echo of a beat sent at b ──► no probation: flush, Trusted until b + trust_for
 ///                                         else the first good beat is noted, and one sent a probation
 ///                                         later flushes and trusts
 /// Trusted ── echo in time ──► trusted until b + trust_for
 /// Trusted ── echo after trust ran out ──► flush, Probing (without probation: trusted at once)
 /// any ── a number was skipped ──► flush
-/// any ── the connection ended ──► Down; trust is left to run out
+/// Probing, Trusted ── the connection ended ──► Connecting; trust is left to run out
+/// Connecting, Down ── the attempt to connect failed ──► Down
 /// ```
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
@@ -21,6 +22,8 @@ pub(crate) struct Machine {
     trust_for: Duration,
     probation: Duration,
     state: State,
+    /// Nothing has failed yet, and nothing was trusted.
+    starting: bool,
     /// Until when memory is trusted, whatever the state.
     until: Tick,
     /// The last sequence number heard on this connection.
@@ -30,8 +33,13 @@ pub(crate) struct Machine {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(test, derive(Hash))]
 enum State {
+    /// There is no subscription, and the attempt to make one has not failed.
+    Connecting,
+    /// There is none, and the last attempt failed.
     Down,
-    Probing { first_good: Option<Tick> },
+    Probing {
+        first_good: Option<Tick>,
+    },
     Trusted,
 }
 
@@ -44,15 +52,17 @@ pub(crate) struct Verdict {
 }
 
 impl Machine {
-    pub(crate) fn new(trust_for: Duration, probation: Duration) -> Self {
-        Self { trust_for, probation, state: State::Down, until: Tick::ZERO, last: None }
+    /// A machine before its first connection. `starting` unless another one was before it.
+    pub(crate) fn new(trust_for: Duration, probation: Duration, starting: bool) -> Self {
+        Self { trust_for, probation, state: State::Connecting, starting, until: Tick::ZERO, last: None }
     }
 
     pub(crate) fn health(&self, now: Tick) -> BusHealth {
         match self.state {
             State::Down => BusHealth::Down,
             State::Trusted if now < self.until => BusHealth::Trusted,
-            _ => BusHealth::Probing,
+            _ if self.starting => BusHealth::Starting,
+            _ => BusHealth::Recovering,
         }
     }
 
@@ -64,9 +74,13 @@ impl Machine {
         Verdict { flush: Some(FlushReason::Resubscribed), trust_until: None }
     }
 
-    /// The connection has ended.
+    /// The connection has ended, or could not be made.
     pub(crate) fn lost(&mut self) {
-        self.state = State::Down;
+        self.starting = false;
+        self.state = match self.state {
+            State::Connecting | State::Down => State::Down,
+            State::Probing { .. } | State::Trusted => State::Connecting,
+        };
     }
 
     /// Trust was taken away from outside; the next echo finds that it ran out.
@@ -88,7 +102,7 @@ impl Machine {
         self.last = Some(number);
         let mut verdict = Verdict { flush: gap.then_some(FlushReason::Gap), trust_until: None };
         match self.state {
-            State::Down => return verdict,
+            State::Connecting | State::Down => return verdict,
             State::Trusted if now < self.until => {}
             State::Trusted => {
                 verdict.flush = Some(FlushReason::TrustReturned);
@@ -114,6 +128,7 @@ impl Machine {
             }
         }
         self.state = State::Trusted;
+        self.starting = false;
         self.until = self.until.max(sent + self.trust_for);
         verdict.trust_until = Some(self.until);
         verdict
@@ -134,7 +149,7 @@ mod tests {
     }
 
     fn listening(probation: Duration) -> Machine {
-        let mut machine = Machine::new(TRUST_FOR, probation);
+        let mut machine = Machine::new(TRUST_FOR, probation, true);
         assert_eq!(machine.subscribed().flush, Some(FlushReason::Resubscribed));
         machine
     }
@@ -147,7 +162,7 @@ mod tests {
         let trusted = Verdict { flush: Some(FlushReason::TrustReturned), trust_until: Some(at(4_000)) };
         assert_eq!(verdict, trusted, "memory is emptied before the first trust, too");
         assert_eq!(machine.health(at(3_999)), BusHealth::Trusted);
-        assert_eq!(machine.health(at(4_000)), BusHealth::Probing);
+        assert_eq!(machine.health(at(4_000)), BusHealth::Recovering);
     }
 
     /// I3: when trust has run out, memory is emptied before it is trusted again.
@@ -192,7 +207,7 @@ mod tests {
         let mut machine = listening(Duration::ZERO);
         machine.echo(4, at(0), at(1));
         machine.lost();
-        assert_eq!(machine.health(at(2)), BusHealth::Down);
+        assert_eq!(machine.health(at(2)), BusHealth::Recovering);
         assert_eq!(machine.echo(4, at(1_000), at(1_001)).trust_until, None);
         assert_eq!(machine.subscribed().flush, Some(FlushReason::Resubscribed));
         assert_eq!(machine.message(9, true).flush, None, "numbers of the new connection begin anew");
@@ -211,13 +226,38 @@ mod tests {
         assert_eq!(machine.echo(0, at(5_000), at(5_001)).trust_until, None, "it ran out: probation again");
     }
 
+    /// The beginning lasts until something is trusted or fails, and does not come back; an attempt that fails is told
+    /// apart from a connection that ended.
+    #[test]
+    fn health_tells_beginning_loss_and_failure_apart() {
+        let mut machine = listening(Duration::ZERO);
+        assert_eq!(machine.health(at(0)), BusHealth::Starting);
+        machine.echo(0, at(0), at(1));
+        assert_eq!(machine.health(at(2)), BusHealth::Trusted);
+        machine.lost();
+        assert_eq!(machine.health(at(2)), BusHealth::Recovering);
+        machine.lost();
+        assert_eq!(machine.health(at(2)), BusHealth::Down);
+        machine.subscribed();
+        assert_eq!(machine.health(at(2)), BusHealth::Recovering);
+
+        let mut never = Machine::new(TRUST_FOR, Duration::ZERO, true);
+        assert_eq!(never.health(at(0)), BusHealth::Starting);
+        never.lost();
+        assert_eq!(never.health(at(0)), BusHealth::Down);
+        never.subscribed();
+        assert_eq!(never.health(at(0)), BusHealth::Recovering, "something has failed already");
+        let again = Machine::new(TRUST_FOR, Duration::ZERO, false);
+        assert_eq!(again.health(at(0)), BusHealth::Recovering);
+    }
+
     /// P6: trust that was taken away returns only after memory was emptied.
     #[test]
     fn revoked_trust_returns_through_a_flush() {
         let mut machine = listening(Duration::ZERO);
         machine.echo(0, at(0), at(1));
         machine.revoked();
-        assert_eq!(machine.health(at(2)), BusHealth::Probing);
+        assert_eq!(machine.health(at(2)), BusHealth::Recovering);
         assert_eq!(machine.echo(0, at(1_000), at(1_001)).flush, Some(FlushReason::TrustReturned));
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use cache_core::Subscription;
+use cache_core::bus::Sinks;
 use parking_lot::Mutex;
 
 type Handler = Arc<dyn Fn(&[u8]) + Send + Sync>;
@@ -32,12 +33,12 @@ impl Wakes {
         })
     }
 
-    /// Outside of the lock, so that a handler may end its own subscription.
-    pub(super) fn call(&self, payload: &[u8]) {
+    /// Outside of the lock, so that a handler may end its own subscription; and guarded as the sinks are.
+    pub(super) fn call(&self, payload: &[u8], sinks: &Sinks) {
         let handlers: Vec<Handler> =
             self.0.lock().handlers.iter().map(|(_, handler)| Arc::clone(handler)).collect();
         for handler in handlers {
-            handler(payload);
+            drop(sinks.guard(|| handler(payload)));
         }
     }
 }

@@ -31,6 +31,17 @@ impl InvalidationSink for Heard {
     }
 }
 
+impl Heard {
+    pub fn messages(&self) -> Vec<Invalidation> {
+        self.messages.lock().expect("not poisoned").clone()
+    }
+
+    pub fn flushed(&self, reason: FlushReason) -> usize {
+        let flushes = self.flushes.lock().expect("not poisoned");
+        flushes.iter().filter(|other| **other == reason).count()
+    }
+}
+
 /// One instance: its bus, and what it heard.
 pub struct Instance {
     pub bus: Arc<RedisBus>,
@@ -65,12 +76,17 @@ impl Instance {
     }
 
     pub fn messages(&self) -> Vec<Invalidation> {
-        self.heard.messages.lock().expect("not poisoned").clone()
+        self.heard.messages()
     }
 
     pub fn flushed(&self, reason: FlushReason) -> usize {
-        let flushes = self.heard.flushes.lock().expect("not poisoned");
-        flushes.iter().filter(|other| **other == reason).count()
+        self.heard.flushed(reason)
+    }
+
+    /// Another sink of the same instance.
+    pub fn hear_more(&self) -> (Arc<Heard>, Subscription) {
+        let heard = Arc::new(Heard::default());
+        (heard.clone(), self.bus.subscribe(heard))
     }
 
     pub fn cache(&self) -> RedisCacheService {

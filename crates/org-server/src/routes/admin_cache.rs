@@ -12,7 +12,6 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tenant_cache::Stats;
 
-use crate::routes::health::bus_word;
 use crate::state::AppState;
 use org_resolution::rejection::{Problem, RETRY_LATER};
 
@@ -42,7 +41,7 @@ pub struct DomainReport {
 /// How the bus is.
 #[derive(Debug, Serialize)]
 pub struct BusReport {
-    /// `trusted`, `probing` or `down`.
+    /// `trusted`, `starting`, `recovering` or `down`, as `/readyz` says.
     pub health: &'static str,
     /// Messages sent.
     pub published: u64,
@@ -58,6 +57,8 @@ pub struct BusReport {
     pub reconnects: u64,
     /// Times all memory was emptied.
     pub flushes: u64,
+    /// Times a subscriber panicked.
+    pub panics: u64,
     /// The last round trip through the bus, in milliseconds.
     pub lag_ms: Option<f64>,
 }
@@ -78,7 +79,7 @@ pub async fn report(State(state): State<AppState>) -> Json<CacheReport> {
         },
         domains: caches.stats().into_iter().map(|(name, stats)| (name, domain(stats))).collect(),
         bus: BusReport {
-            health: bus_word(bus.health),
+            health: bus.health.as_str(),
             published: bus.published,
             received: bus.received,
             pending: bus.pending,
@@ -86,6 +87,7 @@ pub async fn report(State(state): State<AppState>) -> Json<CacheReport> {
             gaps: bus.gaps,
             reconnects: bus.reconnects,
             flushes: bus.flushes,
+            panics: bus.panics,
             lag_ms: bus.lag.map(|lag| lag.as_secs_f64() * 1000.0),
         },
     })

@@ -3,7 +3,6 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use cache_core::bus::BusHealth;
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use serde::Serialize;
@@ -18,7 +17,8 @@ pub async fn healthz() -> &'static str {
 /// How the server and what it stands on are.
 #[derive(Debug, Serialize)]
 pub struct Readiness {
-    /// `ready`; `degraded`: answers, but Redis is away; `unavailable`; `stopping`.
+    /// `ready`; `degraded`: answers, but Redis is away, or what other instances change is not heard; `unavailable`;
+    /// `stopping`.
     pub status: &'static str,
     /// Memory.
     pub l1: bool,
@@ -26,7 +26,8 @@ pub struct Readiness {
     pub l2: Option<bool>,
     /// The database.
     pub database: bool,
-    /// Whether what other instances change is heard: `trusted`, `probing` or `down`.
+    /// Whether what other instances change is heard: `trusted`; `starting`: not proven yet; `recovering`: not any more,
+    /// being proven again; `down`: nobody listens.
     pub bus: &'static str,
     /// How far locks, limits and presence reach: `process`; `fleet`: all instances that share the Redis; `own`.
     pub coordination: &'static str,
@@ -45,7 +46,7 @@ pub struct Latencies {
     pub database: Option<f64>,
 }
 
-/// Ready: 200, also while Redis is away; 503 while the database is away or the server is about to stop.
+/// Ready: 200, also while Redis is away or the bus is not heard; 503 while the database is away or the server is about to stop.
 pub async fn readyz(State(state): State<AppState>) -> Response {
     let (health, database) = tokio::join!(state.app().health(), state.store().ping());
     let database = database.inspect_err(|error| tracing::warn!(%error, "not ready")).ok();
@@ -61,7 +62,7 @@ pub async fn readyz(State(state): State<AppState>) -> Response {
         l1: health.l1.up,
         l2: health.l2.as_ref().map(|l2| l2.up),
         database: database.is_some(),
-        bus: bus_word(health.bus),
+        bus: health.bus.as_str(),
         coordination: health.coordination.as_str(),
         latency_ms: Latencies {
             l1: health.l1.latency.map(ms),
@@ -76,12 +77,4 @@ pub async fn readyz(State(state): State<AppState>) -> Response {
 pub async fn metrics(State(state): State<AppState>) -> Response {
     let text = state.metrics().render();
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
-}
-
-pub(crate) fn bus_word(health: BusHealth) -> &'static str {
-    match health {
-        BusHealth::Trusted => "trusted",
-        BusHealth::Probing => "probing",
-        _ => "down",
-    }
 }

@@ -191,6 +191,28 @@ async fn killing_redis_degrades_and_a_restart_recovers() {
     .await;
 }
 
+/// A bus that is not heard is told apart from Redis being away, and a bus that lost trust from one that is down.
+#[tokio::test]
+async fn readiness_tells_a_bus_that_is_not_heard() {
+    let fleet = Fleet::start().await;
+    let says = async |bus: &str, status: &str| {
+        let ready = fleet.one.get("/readyz").send().await;
+        ready.is(200).body["l2"] == true && ready.body["bus"] == bus && ready.body["status"] == status
+    };
+    fleet.redis.command(&["ACL", "SETUSER", "default", "-incr"]);
+    fleet.one.put_org("acme", json!({ "name": "Not Announced" })).await.is(200);
+    eventually("lost trust", || says("recovering", "degraded")).await;
+    fleet.redis.command(&["ACL", "SETUSER", "default", "+incr"]);
+    fleet.is_ready().await;
+    fleet.redis.command(&["ACL", "SETUSER", "default", "resetchannels"]);
+    fleet.redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    eventually("no subscription", || says("down", "degraded")).await;
+    let report = fleet.one.admin(Method::GET, "/admin/cache").send().await;
+    assert_eq!(report.is(200).body["bus"]["health"], "down");
+    fleet.redis.command(&["ACL", "SETUSER", "default", "allchannels"]);
+    fleet.is_ready().await;
+}
+
 /// F1, F5: a lock that one server holds no other gets, and the next holder's token is higher; `/readyz` says how far
 /// that reaches.
 #[tokio::test]

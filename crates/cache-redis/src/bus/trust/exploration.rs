@@ -120,7 +120,7 @@ impl World {
             losses: 0,
             link: Link::Down,
             beat: None,
-            machine: Machine::new(Duration::from_nanos(BOUND), Duration::ZERO),
+            machine: Machine::new(Duration::from_nanos(BOUND), Duration::ZERO, true),
             trusted_until: Tick::ZERO,
             near: None,
             read: None,
