@@ -15,6 +15,7 @@
 //! being polled, so nobody waits for another's read for long.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -81,7 +82,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
                     joined = true;
                     let Ok(_waiting) = waits(&question.above, &other) else { break Err(self.reentrant()) };
                     let patience = Some(Instant::now() + READ_WITHIN);
-                    (self.wait(&other, began, patience).await, Some(question), other)
+                    (self.wait(&other, began, patience).boxed().await, Some(question), other)
                 }
             };
             match waited {
@@ -117,7 +118,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         began: Option<Instant>,
     ) -> Waited<V> {
         let flight = &started.flight;
-        let reading = AssertUnwindSafe(flight.question.read_or_work(read)).catch_unwind();
+        // In one place, wherever it is awaited: a far hit is no larger than it must be.
+        let reading = pin!(AssertUnwindSafe(flight.question.read_or_work(read)).catch_unwind());
         let limit = began.zip(self.policy.hard_timeout).map(|(began, limit)| began + limit);
         let done = match limit {
             None => reading.await,
@@ -134,7 +136,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
         let result = match done {
             Ok(Read::Answered(result)) => result,
             Ok(Read::Unanswered(work)) => match self.hand_over(flight, landing, work) {
-                Ok(()) => return self.wait(started, began, None).await,
+                Ok(()) => return self.wait(started, began, None).boxed().await,
                 Err(error) => return Waited::Answered(Err(error)),
             },
             Err(_) => Err(self.panicked()),

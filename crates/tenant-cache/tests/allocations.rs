@@ -34,15 +34,20 @@ async fn a_near_hit_allocates_nothing_and_a_far_hit_little() {
     let work = request.scope(async {
         for key in ["k".to_owned(), "gone".to_owned()] {
             cache.get(&key).await.unwrap();
-            let region = Region::new(COUNTING);
-            for _ in 0..1_000 {
-                std::hint::black_box(cache.get(&key).await.unwrap());
+            let mut allocated = Vec::new();
+            // Several times: the thread of the test runner allocates now and then.
+            for _ in 0..4 {
+                let region = Region::new(COUNTING);
+                for _ in 0..1_000 {
+                    std::hint::black_box(cache.get(&key).await.unwrap());
+                }
+                allocated.push(region.change().allocations);
             }
-            assert_eq!(region.change().allocations, 0, "{key}");
+            assert!(allocated.contains(&0), "{key}: {allocated:?}");
         }
     });
     work.await;
-    assert_eq!(cache.stats().near_hits, 2_000);
+    assert_eq!(cache.stats().near_hits, 8_000);
 
     let cache: TenantCache<String, String> = caches
         .domain("far-rows")
@@ -58,8 +63,9 @@ async fn a_near_hit_allocates_nothing_and_a_far_hit_little() {
         for _ in 0..1_000 {
             std::hint::black_box(cache.get(&key).await.unwrap());
         }
-        let bytes = region.change().bytes_allocated / 1_000;
-        eprintln!("ALLOCS {} BYTES {}", region.change().allocations, region.change().bytes_allocated);
+        let change = region.change();
+        let (bytes, count) = (change.bytes_allocated / 1_000, change.allocations / 1_000);
+        assert!(count <= 15, "{count} allocations for a far hit");
         assert!(bytes < 8 * 1_024, "{bytes} bytes for a far hit");
     });
     work.await;
