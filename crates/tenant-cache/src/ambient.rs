@@ -62,13 +62,8 @@ impl RequestScope for Arc<RequestContext> {}
 /// # Ok::<(), tokio::task::JoinError>(()) }).unwrap();
 /// ```
 pub fn carry<F: Future>(work: F) -> impl Future<Output = F::Output> {
-    LoadStack::current().scope(carry_request(work))
-}
-
-/// As [`carry`], without the loads that the running task is part of.
-pub(crate) fn carry_request<F: Future>(work: F) -> impl Future<Output = F::Output> {
     // Not in an async block, which would hold `work` twice: where it was captured, and where it is awaited.
-    CURRENT.scope(RequestContext::current(), work)
+    LoadStack::current().scope(CURRENT.scope(RequestContext::current(), work))
 }
 
 /// Runs a future in the scope of an entry: as its tenant and user, and without anything else of a request.

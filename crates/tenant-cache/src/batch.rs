@@ -125,9 +125,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> TenantCache<K, V> {
 
     async fn load_all(&self, mut loads: Vec<Load<K, V>>) -> Vec<(usize, Outcome<V>)> {
         let mut parallel = PARALLEL_LOADS;
-        if let Some(bulk) = self.inner.loader.bulk.as_ref().filter(|_| loads.len() > 1) {
+        if let (Some(bulk), [(_, first, _), _, ..]) = (&self.inner.loader.bulk, &loads[..]) {
             parallel = loads.len();
-            let gathering = Gathering::new(Arc::clone(&self.inner), Arc::clone(bulk));
+            let gathering = Gathering::new(Arc::clone(&self.inner), Arc::clone(bulk), &first.key);
             for (_, fetch, _) in &mut loads {
                 fetch.instead = Some(gathering.seat());
             }

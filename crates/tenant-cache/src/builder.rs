@@ -266,7 +266,8 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
 
     /// Loads several keys in one go, for [`get_many`](TenantCache::get_many): at most 500 at a time; a key that is
     /// not in the answer does not exist. A single key is loaded by the loader of [`load`](Self::load). Default:
-    /// none, several keys are loaded one by one.
+    /// none, several keys are loaded one by one. What it brings has the tags of its key and the life that the definition
+    /// says: a loader that names [tags](Loaded::tag) or lives of its own goes without a bulk loader, or the two disagree.
     pub fn bulk<F, Fut, E>(mut self, loader: F) -> Self
     where
         F: Fn(Vec<K>) -> Fut + Send + Sync + 'static,

@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cache_core::error::SharedSource;
-use cache_core::{CacheError, LoadError};
+use cache_core::{CacheError, LoadError, TenantId, UserId};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use crate::ambient;
 use crate::inner::Inner;
-use crate::key::CacheKey;
+use crate::key::{CacheKey, NearKey};
 use crate::load::LoadFn;
 use crate::load_stack::{Frame, LoadStack};
 use crate::loaded::{LoadRequest, Loaded};
@@ -40,6 +40,9 @@ type Batch<K, V> = Result<Values<K, V>, CacheError>;
 pub(crate) struct Gathering<K, V> {
     cache: Arc<Inner<K, V>>,
     load: Arc<BulkFn<K, V>>,
+    /// Whose entries they are, all of them.
+    tenant: Option<TenantId>,
+    user: Option<UserId>,
     /// The loads that the call is part of.
     above: LoadStack,
     state: Mutex<State<K, V>>,
@@ -61,9 +64,11 @@ struct Open<K, V> {
 }
 
 impl<K: CacheKey, V: Send + Sync + 'static> Gathering<K, V> {
-    pub(crate) fn new(cache: Arc<Inner<K, V>>, load: Arc<BulkFn<K, V>>) -> Arc<Self> {
+    /// A gathering of entries of the same owner as `entry`.
+    pub(crate) fn new(cache: Arc<Inner<K, V>>, load: Arc<BulkFn<K, V>>, entry: &NearKey<K>) -> Arc<Self> {
         let state = Mutex::new(State { expected: 0, open: None });
-        Arc::new(Self { cache, load, above: LoadStack::current(), state })
+        let (tenant, user) = (entry.tenant.clone(), entry.user.clone());
+        Arc::new(Self { cache, load, tenant, user, above: LoadStack::current(), state })
     }
 
     /// The loader of one key.
@@ -125,8 +130,9 @@ impl<K: CacheKey, V: Send + Sync + 'static> Gathering<K, V> {
             let shared = |(key, value)| (key, Arc::new(value));
             Ok(bulk(keys).await.map(|values| Arc::new(values.into_iter().map(shared).collect())))
         };
-        // In the scope of the seat that begins it, which is that of all.
-        let work = self.above.with(frames).scope(ambient::carry_request(work));
+        // Not in the scope of whoever begins it: a seat that is given up is dropped anywhere, by its caller too.
+        let work = ambient::in_scope(self.tenant.as_ref(), self.user.as_ref(), work);
+        let work = self.above.with(frames).scope(work);
         // Without a runtime the landing is dropped, and those who wait are told that it lapsed.
         if let Ok(task) = self.cache.shared.tasks.load(&self.cache.domain, work, |batch| landing.land(batch))
         {

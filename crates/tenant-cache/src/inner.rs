@@ -131,7 +131,11 @@ impl<K: CacheKey, V: Send + Sync + 'static> Inner<K, V> {
             }
         };
         let meter = self.meters.as_ref().map(|meters| meters.of(query.tenant));
-        Ok(self.near.ticket(query, domain, tags, meter))
+        let ticket = self.near.ticket(query, domain, tags, meter);
+        if self.loader.may_tag {
+            return Ok(ticket.with_late_tags(generations.tag_guard(tenant)));
+        }
+        Ok(ticket)
     }
 
     /// [`try_ticket`](Self::try_ticket) for a key that had one before. Should its tags be others now, and unusable, it

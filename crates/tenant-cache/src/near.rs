@@ -35,6 +35,9 @@ pub(crate) struct Ticket {
     /// Whether a tenant's group follows the wide ones in the chain.
     scoped: bool,
     pub(crate) chain: Chain,
+    /// What is invalidated with any tag, where the loader may name some: who comes after an invalidation of one joins no
+    /// load from before it. Whether the answer is stored is told by the tags themselves, once they are known.
+    late: Chain,
     /// Whose lookup it is, where the metrics name tenants.
     pub(crate) meter: Option<Arc<Meter>>,
 }
@@ -138,12 +141,13 @@ impl<K: CacheKey, V: Send + Sync + 'static> NearTier<K, V> {
         let stripe = self.stripe(query);
         let (wide, scoped) = (self.wide_now(), tenant.is_some());
         let chain = Chain::of(self.wide.iter().cloned().chain(tenant).chain(tags));
-        Ticket { stripe, epoch: *self.stripes[stripe].lock(), wide, scoped, chain, meter }
+        let (epoch, late) = (*self.stripes[stripe].lock(), Chain::default());
+        Ticket { stripe, epoch, wide, scoped, chain, late, meter }
     }
 
     /// Whether nothing was invalidated since the ticket was taken.
     pub(crate) fn stands(&self, ticket: &Ticket) -> bool {
-        *self.stripes[ticket.stripe].lock() == ticket.epoch && ticket.chain.stands()
+        *self.stripes[ticket.stripe].lock() == ticket.epoch && ticket.chain.stands() && ticket.late.stands()
     }
 
     /// Remembers an answer that was asked for under `ticket`; `false` when it has become old meanwhile.
@@ -230,6 +234,11 @@ impl Ticket {
     /// One under which nothing is kept.
     pub(crate) fn void(self) -> Self {
         Self { epoch: u64::MAX, ..self }
+    }
+
+    /// For a load after which further tags may be named.
+    pub(crate) fn with_late_tags(self, guard: Arc<Generation>) -> Self {
+        Self { late: Chain::of([guard]), ..self }
     }
 
     /// For an entry that belongs to further groups.

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cache_core::{BackendErrorKind, CacheError, Clock, ManualClock, Scope};
+use cache_core::{BackendErrorKind, CacheError, Clock, ManualClock, RequestContext, Scope};
 use conformance::faults::{ChaosCache, Gate, Method};
 use conformance::model::ModelCache;
-use support::{Origin, of, plain, versions};
-use tenant_cache::{Caches, TenantCache};
+use support::{Origin, of, plain, tenant, user, versions};
+use tenant_cache::{Caches, RequestScope, TenantCache};
 use tokio::sync::Semaphore;
 
 fn far(clock: Clock) -> Arc<ChaosCache> {
@@ -268,4 +268,45 @@ async fn a_far_tier_that_fails_in_the_middle_is_left_out() {
         assert_eq!(get_many(&b.cache, &["a", "x", "bb"]).await, [Some(1), None, Some(2)], "{method:?}");
         assert_eq!(plain(of("acme", b.cache.get(&"ccc".to_owned())).await.unwrap()), Some(3), "{method:?}");
     }
+}
+
+/// A bulk load runs in the scope of its entries, also when it is begun by a caller whose other key was loaded by somebody
+/// else meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_bulk_load_sees_nothing_of_the_request_that_begins_it() {
+    let (gate, users) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::new(Vec::new())));
+    let (held, seen) = (Arc::clone(&gate), Arc::clone(&users));
+    let cache: TenantCache<String, u64> = Caches::in_memory()
+        .domain("rows")
+        .scope(Scope::Tenant)
+        .bulk(move |keys: Vec<String>| {
+            let seen = Arc::clone(&seen);
+            async move {
+                let context = RequestContext::current().expect("the tenant's");
+                seen.lock().unwrap().push((keys.clone(), context.user.clone()));
+                Ok::<_, io::Error>(keys.into_iter().map(|key| (key, 1)).collect())
+            }
+        })
+        .load(move |_: String| {
+            let held = Arc::clone(&held);
+            async move {
+                held.acquire().await.unwrap().forget();
+                Ok::<_, io::Error>(Some(1))
+            }
+        })
+        .unwrap();
+    let single = cache.clone();
+    let loading = tokio::spawn(async move { of("acme", single.get(&"a".to_owned())).await });
+    tokio::task::yield_now().await;
+    let ann = RequestContext::new(tenant("acme")).with_user(user("ann"));
+    let both = tokio::spawn(ann.scope(async move { cache.get_many(&keys(&["a", "b"])).await }));
+    // Until `b` waits for `a`; the time in which it does stands still while somebody runs.
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+    gate.add_permits(1);
+    let found = both.await.unwrap().unwrap();
+    assert_eq!(found.into_iter().map(plain).collect::<Vec<_>>(), [Some(1), Some(1)]);
+    assert_eq!(plain(loading.await.unwrap().unwrap()), Some(1));
+    assert_eq!(*users.lock().unwrap(), [(keys(&["b"]), None)]);
 }

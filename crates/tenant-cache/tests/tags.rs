@@ -107,6 +107,42 @@ async fn more_tags_of_a_loader_than_fit_are_an_error() {
     }
 }
 
+/// Who comes after the invalidation of a tag that only the loader knows joins no load from before it.
+#[tokio::test]
+async fn a_reader_after_a_late_tag_does_not_join_the_old_load() {
+    for caches in [Caches::in_memory(), tiered()] {
+        let origin = Origin::gated();
+        let loading = origin.clone();
+        let cache: TenantCache<String, u64> =
+            caches
+                .domain("late")
+                .scope(Scope::Tenant)
+                .load_with(move |request: LoadRequest<String, u64>| {
+                    let origin = loading.clone();
+                    async move {
+                        Ok::<_, std::io::Error>(Loaded::from(origin.load(&request.key).await?).tag("late"))
+                    }
+                })
+                .unwrap();
+        let read = || {
+            let cache = cache.clone();
+            tokio::spawn(async move { of("acme", cache.get(&"k".to_owned())).await })
+        };
+        origin.commit("k", 1);
+        let before = read();
+        origin.at_gate(1).await;
+        origin.commit("k", 2);
+        of("acme", cache.invalidate_tag("late")).await.unwrap();
+        let after = read();
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        origin.release(2);
+        assert_eq!(plain(before.await.unwrap().unwrap()), Some(1), "it began before");
+        assert_eq!(plain(after.await.unwrap().unwrap()), Some(2), "it began after");
+    }
+}
+
 /// A tag that cannot be one is refused where it is named, without repeating it.
 #[tokio::test]
 async fn unusable_tags_are_an_error() {
