@@ -171,7 +171,7 @@ pub(crate) fn define(caches: &Caches, world: &Arc<World>, instance: usize) -> Re
             .ttl(ms(40))
             .near_ttl(ms(25))
             .negative_ttl(ms(30))
-            .lease_for(ms(900));
+            .lease_for(ms(2_500));
         builder = (spec.options)(builder);
         if spec.panics {
             let (on_hit, on_miss) = (functions.clone(), functions.clone());

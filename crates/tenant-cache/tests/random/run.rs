@@ -7,6 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use cache_core::{CacheService, Claim, LeaseToken, Lookup};
+use conformance::faults::{Gate, Method};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::runtime::{Builder, Handle};
@@ -27,7 +28,7 @@ const FROZEN: Duration = Duration::from_secs(30);
 /// In which what goes on in the background ends.
 const QUIET: Duration = Duration::from_secs(20);
 /// In which leases end that nobody could give up: those of entries, and of groups.
-const LEASES_END: Duration = ms(1_100);
+const LEASES_END: Duration = ms(2_600);
 
 /// What runs came to.
 #[derive(Debug, Default)]
@@ -124,16 +125,24 @@ fn run(world: &Arc<World>) {
             world.set_phase(phase);
             storm(world, calls).await;
             quiet(world, "after the calls").await;
-            if phase == Phase::Storm {
+            if phase == Phase::Storm && !real {
                 // Leases that could not be given up end by their own time.
                 tokio::time::sleep(LEASES_END).await;
             }
         }
-        no_lease(world).await;
+        // In real time nobody waits for the end of those that could not be given up.
+        if !real {
+            no_lease(world).await;
+            give_up(world).await;
+            quiet(world, "after all gave up").await;
+            no_lease(world).await;
+        }
         world.set_phase(Phase::Calm);
         rest(world).await;
         quiet(world, "at rest").await;
-        no_lease(world).await;
+        if !real {
+            no_lease(world).await;
+        }
         let instances = std::mem::take(&mut *world.instances.lock());
         for instance in instances {
             if !instance.caches.shut_down(Duration::from_secs(5)).await {
@@ -142,6 +151,28 @@ fn run(world: &Arc<World>) {
         }
         clock.abort();
     });
+}
+
+/// Everybody leaves while the far tier has granted a lease and the answer is on its way.
+async fn give_up(world: &Arc<World>) {
+    for (at, entry) in Entry::all().into_iter().enumerate() {
+        call(Op::Invalidate, at % INSTANCES, entry, Patience::ToTheEnd).make(world).await;
+    }
+    let leases = [Method::GetOrLease, Method::LeaseOver, Method::TakeLease];
+    (0..INSTANCES).for_each(|at| world.instance(at).far.set_gates(&leases, Gate::HoldAnswer));
+    let mut callers = JoinSet::new();
+    for (at, entry) in Entry::all().into_iter().enumerate() {
+        let world = Arc::clone(world);
+        let leaving = call(Op::Get, at % INSTANCES, entry, Patience::Aborted(ms(8)));
+        callers.spawn(async move { leaving.make(&world).await });
+    }
+    callers.join_all().await;
+    (0..INSTANCES).for_each(|at| world.instance(at).far.set_all(Gate::Open));
+}
+
+fn call(op: Op, instance: usize, entry: Entry, patience: Patience) -> Call {
+    let (domain, caller, key) = (entry.domain, entry.caller(), entry.key);
+    Call { op, instance, domain, caller, key, commits: false, patience }
 }
 
 /// Moves the clock of caches and store along with the runtime's.
@@ -186,7 +217,7 @@ async fn storm(world: &Arc<World>, calls: usize) {
     }
     faults.shutdown().await;
     for instance in 0..INSTANCES {
-        world.instance(instance).far.set_all(conformance::faults::Gate::Open);
+        world.instance(instance).far.set_all(Gate::Open);
     }
 }
 
@@ -222,17 +253,13 @@ async fn no_lease(world: &Arc<World>) {
 
 /// Every instance reads what the origin holds, from whichever tier, once every change was acknowledged.
 async fn rest(world: &Arc<World>) {
-    let call = |op, instance, entry: Entry| {
-        let (patience, caller) = (Patience::ToTheEnd, entry.caller());
-        Call { op, instance, domain: entry.domain, caller, key: entry.key, commits: false, patience }
-    };
     for (at, entry) in world.origin.unacknowledged().into_iter().enumerate() {
-        call(Op::Invalidate, at % INSTANCES, entry).make(world).await;
+        call(Op::Invalidate, at % INSTANCES, entry, Patience::ToTheEnd).make(world).await;
     }
     for op in [Op::Lookup, Op::Peek, Op::Fresh, Op::GetMany, Op::Peek] {
         for entry in Entry::all() {
             for instance in 0..INSTANCES {
-                call(op, instance, entry).make(world).await;
+                call(op, instance, entry, Patience::ToTheEnd).make(world).await;
             }
         }
     }
