@@ -5,7 +5,9 @@
 //! | looking up, and the proof of the master key | here |
 //! | creating, changing, renaming, removing, importing | [`provision`] |
 //! | tokens | [`tokens`] |
+//! | propagating what a server left | [`outbox`] |
 
+pub mod outbox;
 pub mod provision;
 pub mod tokens;
 
@@ -20,7 +22,9 @@ use org_resolution::{
     TokenService,
 };
 use secrecy::{ExposeSecret, SecretString};
+use tenant_cache::Caches;
 
+use crate::orgs::outbox::Outbox;
 use crate::orgs::tokens::StoredTokens;
 use crate::store::{OrgRow, Store, StoreError};
 
@@ -58,6 +62,8 @@ struct Inner {
     ring: KeyRing,
     resolver: OrgResolver,
     tokens: TokenService,
+    caches: Caches,
+    outbox: Outbox,
 }
 
 impl Orgs {
@@ -83,7 +89,8 @@ impl Orgs {
         let tokens = TokenService::new(app.caches(), validator, TokenPolicy::default(), Clock::system())?;
         let tokens = tokens.refusing_unless(tokens::is_well_formed);
         let is_current = ring.is_current(&canary);
-        let orgs = Self(Arc::new(Inner { store, ring, resolver, tokens }));
+        let (caches, outbox) = (app.caches().clone(), Outbox::default());
+        let orgs = Self(Arc::new(Inner { store, ring, resolver, tokens, caches, outbox }));
         if !is_current {
             orgs.seal_anew().await?;
             orgs.0.store.set_fact(CANARY, fresh.as_bytes()).await?;

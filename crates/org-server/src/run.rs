@@ -113,12 +113,18 @@ async fn import(settings: ServerSettings, file: &Path, say: fn(&str)) -> Result<
     let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
     let orgs = Orgs::open(store.clone(), &app, &master_key).await.map_err(misset)?;
     notes.iter().for_each(|note| say(note));
+    let shares_no_cache = matches!(settings.app.backend, Backend::Memory);
+    if shares_no_cache {
+        orgs.leave_changes_to_servers();
+    }
     let imported = orgs.import(&text).await;
     app.shutdown().await;
     store.close().await;
     say(&format!("imported {} organisations", imported?));
-    if matches!(settings.app.backend, Backend::Memory) {
-        say("servers that run without Redis see them when their cached entries end");
+    if shares_no_cache {
+        say(
+            "without REDIS_URL one server on this database sees them within seconds, others when their entries end",
+        );
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! | opening, limits, deadlines | here |
 //! | organisations | [`orgs`] |
 //! | tokens, as digests | [`tokens`] |
+//! | what caches must still be made to forget | [`changes`] |
 //! | the record that proves the master key | [`facts`] |
 //! | what can go wrong | [`error`] |
 //!
@@ -12,6 +13,7 @@
 //! deadline, waiting for a connection included. SQLite is the only kind so far; SQL and types keep to what
 //! PostgreSQL has too.
 
+pub mod changes;
 pub mod error;
 pub mod facts;
 pub mod orgs;
@@ -24,6 +26,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
+pub use changes::{Backlog, ChangeId, Names, Recorded};
 pub use error::StoreError;
 pub use orgs::{OrgRow, OrgWrite, SealedSecrets};
 pub use tokens::TokenRow;

@@ -7,6 +7,7 @@ mod fleet;
 mod import;
 mod operators;
 mod presence;
+mod propagation;
 mod routes;
 mod sockets;
 mod store;
