@@ -6,6 +6,7 @@
 //! | organisations | [`orgs`] |
 //! | tokens, as digests | [`tokens`] |
 //! | what caches must still be made to forget | [`changes`] |
+//! | secrets as a whole, for another master key | [`seals`] |
 //! | the record that proves the master key | [`facts`] |
 //! | what can go wrong | [`error`] |
 //!
@@ -17,6 +18,7 @@ pub mod changes;
 pub mod error;
 pub mod facts;
 pub mod orgs;
+pub mod seals;
 pub mod tokens;
 
 use std::str::FromStr;
@@ -29,6 +31,7 @@ use sqlx::sqlite::{
 pub use changes::{Backlog, ChangeId, Names, Recorded};
 pub use error::StoreError;
 pub use orgs::{OrgRow, OrgWrite, SealedSecrets};
+pub use seals::{Resealed, SealedRow};
 pub use tokens::TokenRow;
 
 /// How the database is used: plain data with reasoned defaults.

@@ -158,6 +158,14 @@ impl Orgs {
         Ok(rows.len())
     }
 
+    /// Makes every instance forget what is cached under these names.
+    pub(super) async fn forget_names(&self, names: Names) -> Result<(), CacheError> {
+        match Forgotten::of(names) {
+            Some(forgotten) => self.forget_all(forgotten).await,
+            None => self.0.caches.invalidate_everything().await,
+        }
+    }
+
     async fn forget_all(&self, forgotten: Forgotten) -> Result<(), CacheError> {
         let Forgotten { slugs, ids, domains, tokens } = forgotten;
         Box::pin(self.0.resolver.forget_names(&slugs, &ids, &domains)).await?;
@@ -190,7 +198,10 @@ impl Orgs {
 impl Forgotten {
     /// `None` when anything of it is not understood, or could be no key.
     fn read(text: &str) -> Option<Self> {
-        let names: Names = serde_json::from_str(text).ok()?;
+        Self::of(serde_json::from_str(text).ok()?)
+    }
+
+    fn of(names: Names) -> Option<Self> {
         let is_key =
             |domain: &String| validate(&Caches::key_text(Owner::Global, "org:domain", domain)).is_ok();
         Some(Self {

@@ -332,6 +332,6 @@ fn read(row: &SqliteRow) -> Result<OrgRow, StoreError> {
     })
 }
 
-fn json(map: &impl Serialize) -> String {
+pub(super) fn json(map: &impl Serialize) -> String {
     serde_json::to_string(map).expect("a map with text keys has a JSON form")
 }

@@ -5,6 +5,7 @@ mod common;
 mod fencing;
 mod fleet;
 mod import;
+mod keys;
 mod operators;
 mod presence;
 mod propagation;
