@@ -26,7 +26,7 @@ struct Shared {
     connections: Connections,
     work: TaskTracker,
     stopping: AtomicBool,
-    _propagation: AbortOnDropHandle<()>,
+    propagation: AbortOnDropHandle<()>,
 }
 
 /// What an [`AppState`] is made of.
@@ -64,7 +64,7 @@ impl AppState {
             connections: Connections::default(),
             work: TaskTracker::new(),
             stopping: AtomicBool::new(false),
-            _propagation: AbortOnDropHandle::new(propagation),
+            propagation: AbortOnDropHandle::new(propagation),
         }))
     }
 
@@ -160,6 +160,8 @@ impl AppState {
         if tokio::time::timeout(limit, self.0.work.wait()).await.is_err() {
             tracing::warn!(running = self.0.work.len(), "changes are still running after the time to stop");
         }
+        // From here on the rest is propagated below; the task would only find the database closed.
+        self.0.propagation.abort();
         self.orgs().propagate_rest(limit.saturating_sub(began.elapsed())).await;
         if tokio::time::timeout(limit, self.connections().release(self.app())).await.is_err() {
             tracing::warn!("connections were still being released after the time to stop");
