@@ -43,8 +43,8 @@ pub struct Resolved {
 pub struct Changed<T> {
     /// What the commit answered.
     pub value: T,
-    /// Whether all instances were told. If not it is repeated in the background, and they stop trusting their
-    /// memory within the staleness bound.
+    /// Whether all instances were notified. If not it is repeated in the background while this process lives; until then
+    /// they may go on with what they have cached, for at most [`ORG_TTL`].
     pub told: Result<(), CacheError>,
 }
 
@@ -118,11 +118,27 @@ impl OrgResolver {
         let slugs: Vec<Slug> = states.iter().map(|org| org.slug.clone()).collect();
         let ids: Vec<OrgId> = states.iter().map(|org| org.id.clone()).collect();
         let domains: Vec<String> = states.iter().filter_map(|org| org.custom_domain.clone()).collect();
+        self.forget_names(&slugs, &ids, &domains).await
+    }
+
+    /// Forgets what is known under these slugs, ids and hosts.
+    ///
+    /// # Errors
+    /// As [`forget`](Self::forget).
+    ///
+    /// # Cancel safety
+    /// A dropped call may have forgotten some of them.
+    pub async fn forget_names(
+        &self,
+        slugs: &[Slug],
+        ids: &[OrgId],
+        domains: &[String],
+    ) -> Result<(), CacheError> {
         // All three, also when one fails.
         let (slugs, ids, domains) = tokio::join!(
-            self.by_slug.invalidate_many(&slugs),
-            self.by_id.invalidate_many(&ids),
-            self.by_domain.invalidate_many(&domains),
+            self.by_slug.invalidate_many(slugs),
+            self.by_id.invalidate_many(ids),
+            self.by_domain.invalidate_many(domains),
         );
         slugs.and(ids).and(domains)
     }

@@ -2,7 +2,7 @@
 //!
 //! XChaCha20-Poly1305. A sealed secret is `version ‖ key id[4] ‖ nonce[24] ‖ ciphertext`. The key is derived per
 //! organisation (HKDF-SHA256 from the master key of that id), and the associated data bind it to its
-//! organisation and field: moved to another one it does not open. The newest key of the ring seals, all open.
+//! organisation and field: moved to another one it does not open. One key of the ring seals, all open.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,6 +41,13 @@ impl Sealed {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The id of the key that it was sealed with; `None` when it was not sealed by this scheme.
+    #[must_use]
+    pub fn key_id(&self) -> Option<u32> {
+        let [VERSION, id @ ..] = self.0.first_chunk::<HEADER>()? else { return None };
+        Some(u32::from_be_bytes(*id))
     }
 }
 
@@ -86,13 +93,19 @@ pub enum SealError {
     DoesNotOpen,
 }
 
-/// The master keys by id. The highest id seals. `Debug` shows ids only; keys are wiped when dropped.
-pub struct KeyRing(BTreeMap<u32, Zeroizing<[u8; 32]>>);
+/// The master keys by id. The current one seals, by default that with the highest id. `Debug` shows ids only; keys are
+/// wiped when dropped.
+pub struct KeyRing {
+    keys: BTreeMap<u32, Zeroizing<[u8; 32]>>,
+    /// The id of one of them.
+    current: u32,
+}
 
 impl KeyRing {
     /// Reads one key (`BASE64`, which gets the id 1), or several: `1:BASE64,2:BASE64`.
     ///
-    /// To rotate: add the new key to every instance's ring with a higher id, seal anew, drop the old one.
+    /// To rotate: add the new key to every instance's ring while the old one is [current](Self::sealing_with), make the new
+    /// one current everywhere, seal everything again, and drop the old one once nothing is under it.
     ///
     /// # Errors
     /// [`SealError::NoKey`] and [`SealError::InvalidKey`]; no text repeats a key.
@@ -109,23 +122,42 @@ impl KeyRing {
                 return Err(SealError::InvalidKey);
             }
         }
-        if keys.is_empty() { Err(SealError::NoKey) } else { Ok(Self(keys)) }
+        let current = *keys.last_key_value().ok_or(SealError::NoKey)?.0;
+        Ok(Self { keys, current })
     }
 
-    /// Seals a secret of an organisation for one field, with the newest key.
+    /// Makes the key with this id the one that seals; `None` when there is none.
+    #[must_use]
+    pub fn sealing_with(self, id: u32) -> Option<Self> {
+        self.has(id).then_some(Self { current: id, ..self })
+    }
+
+    /// The id of the key that seals.
+    #[must_use]
+    pub fn current(&self) -> u32 {
+        self.current
+    }
+
+    /// Whether there is a key with this id.
+    #[must_use]
+    pub fn has(&self, id: u32) -> bool {
+        self.keys.contains_key(&id)
+    }
+
+    /// Seals a secret of an organisation for one field, with the current key.
     ///
     /// # Panics
-    /// Never: a ring has a key, and the cipher takes any length that fits into memory.
+    /// Never: a ring has its current key, and the cipher takes any length that fits into memory.
     #[must_use]
     pub fn seal(&self, org: &OrgId, field: &str, secret: &str) -> Sealed {
-        let (id, master) = self.0.last_key_value().expect("a ring is made with a key");
+        let master = self.keys.get(&self.current).expect("one of its keys is current");
         let nonce: [u8; NONCE] = rand::random();
         let payload = Payload { msg: secret.as_bytes(), aad: &associated(org, field) };
         let sealed = cipher(master, org).encrypt(&XNonce::from(nonce), payload);
         let sealed = sealed.expect("only a length beyond memory is refused");
         let mut bytes = Vec::with_capacity(HEADER + NONCE + sealed.len());
         bytes.push(VERSION);
-        bytes.extend(id.to_be_bytes());
+        bytes.extend(self.current.to_be_bytes());
         bytes.extend(nonce);
         bytes.extend(sealed);
         Sealed(bytes)
@@ -140,7 +172,7 @@ impl KeyRing {
         let (nonce, text) = rest.split_at_checked(NONCE).ok_or(SealError::Malformed)?;
         let [VERSION, id @ ..] = header else { return Err(SealError::Malformed) };
         let id = u32::from_be_bytes(id.try_into().map_err(|_| SealError::Malformed)?);
-        let master = self.0.get(&id).ok_or(SealError::UnknownKey(id))?;
+        let master = self.keys.get(&id).ok_or(SealError::UnknownKey(id))?;
         let nonce: [u8; NONCE] = nonce.try_into().map_err(|_| SealError::Malformed)?;
         let payload = Payload { msg: text, aad: &associated(org, field) };
         let opened = cipher(master, org).decrypt(&XNonce::from(nonce), payload);
@@ -149,17 +181,16 @@ impl KeyRing {
         Ok(SecretString::from(text))
     }
 
-    /// Whether a secret was sealed with the newest key; others should be sealed anew.
+    /// Whether a secret was sealed with the current key; others should be sealed again.
     #[must_use]
     pub fn is_current(&self, sealed: &Sealed) -> bool {
-        let newest = self.0.last_key_value().map(|(id, _)| id.to_be_bytes());
-        sealed.0.get(1..HEADER) == newest.as_ref().map(|id| &id[..])
+        sealed.key_id() == Some(self.current)
     }
 }
 
 impl fmt::Debug for KeyRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.keys.keys()).finish()
     }
 }
 
@@ -238,6 +269,21 @@ mod tests {
         let anew = both.seal(&org, "f", "s");
         assert!(both.is_current(&anew) && new.open(&org, "f", &anew).is_ok());
         assert_eq!(new.open(&org, "f", &sealed).err(), Some(SealError::UnknownKey(1)));
+    }
+
+    /// The key that is chosen seals, whatever its id; one that is not there cannot be chosen.
+    #[test]
+    fn the_current_key_is_chosen() {
+        let both = || ring(&format!("1:{},2:{}", key(1), key(2)));
+        assert_eq!(both().current(), 2, "the highest unless told otherwise");
+        let chosen = both().sealing_with(1).expect("there");
+        let sealed = chosen.seal(&org("acme"), "f", "s");
+        assert!(chosen.is_current(&sealed) && !both().is_current(&sealed));
+        assert_eq!(sealed.key_id(), Some(1));
+        assert!(both().open(&org("acme"), "f", &sealed).is_ok());
+        assert!(both().sealing_with(3).is_none());
+        assert_eq!(Sealed(vec![9, 0, 0, 0, 1]).key_id(), None);
+        assert_eq!(Sealed(vec![1]).key_id(), None);
     }
 
     /// K6: a wrong master key is told from a damaged secret and from a missing key.

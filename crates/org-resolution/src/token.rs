@@ -266,7 +266,8 @@ impl TokenService {
     /// within the staleness bound of the bus. Call it after the revocation was committed.
     ///
     /// # Errors
-    /// [`CacheError`] when the other instances could not be told; it is repeated in the background.
+    /// [`CacheError`] when the other instances could not be notified; it is repeated in the background while this process
+    /// lives. Until then they may accept it, for at most [`TokenPolicy::cap`].
     pub async fn revoke(&self, digest: &TokenDigest) -> Result<(), CacheError> {
         self.tokens.invalidate(digest).await
     }

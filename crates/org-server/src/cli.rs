@@ -28,6 +28,9 @@ pub enum Command {
         /// An array of `{slug, name, id?, plan?, status?, settings?, secrets?, custom_domain?}`.
         file: PathBuf,
     },
+    /// Seal every stored secret again with the current master key, beside servers that run; says how many are under which
+    /// key, and fails when not all are under the current one.
+    RotateKeys,
     /// Remove entries from the cache of every running server, by their full key such as `org:acme`.
     Invalidate {
         /// The keys.
@@ -61,6 +64,7 @@ mod tests {
         assert_eq!(parse(&["serve", "--sample"]).expect("serve"), serve(true));
         let import = Command::Import { file: "orgs.json".into() };
         assert_eq!(parse(&["import", "orgs.json"]).expect("import"), import);
+        assert_eq!(parse(&["rotate-keys"]).expect("rotate"), Command::RotateKeys);
         let keys = vec!["org:a".to_owned(), "org:b".to_owned()];
         assert_eq!(parse(&["invalidate", "org:a", "org:b"]).expect("keys"), Command::Invalidate { keys });
         assert!(parse(&["invalidate"]).is_err() && parse(&["import"]).is_err() && parse(&["drop"]).is_err());

@@ -41,6 +41,23 @@ pub fn master_key(folder: &Path) -> Result<Made, MakeError> {
     find_or_make("ORG_MASTER_KEY", &folder.join("master-key"), |random| BASE64.encode(random))
 }
 
+/// The master key that must be in the data folder, because a database was sealed with it: none is made.
+///
+/// # Errors
+/// [`MakeError`] when the file cannot be read, or is gone.
+pub fn existing_master_key(folder: &Path) -> Result<Made, MakeError> {
+    let (setting, path) = ("ORG_MASTER_KEY", folder.join("master-key"));
+    let lost = || {
+        let reason =
+            "is gone, and secrets of the database are sealed with the key in it: restore it, none is made";
+        io::Error::new(io::ErrorKind::NotFound, reason)
+    };
+    match find(&path).and_then(|found| found.ok_or_else(lost)) {
+        Ok(secret) => Ok(Made { secret: secret.into(), path, is_new: false }),
+        Err(source) => Err(MakeError { setting, path, source }),
+    }
+}
+
 /// The admin token in the data folder.
 ///
 /// # Errors

@@ -2,11 +2,16 @@
 //!
 //! | you look for | module |
 //! |---|---|
-//! | looking up, and the proof of the master key | here |
+//! | looking up | here |
 //! | creating, changing, renaming, removing, importing | [`provision`] |
 //! | tokens | [`tokens`] |
+//! | the proof of the master keys, and changing to another | [`keys`], [`rotate`] |
+//! | propagating what a server left | [`outbox`] |
 
+pub mod keys;
+pub mod outbox;
 pub mod provision;
+pub mod rotate;
 pub mod tokens;
 
 use std::sync::Arc;
@@ -14,21 +19,16 @@ use std::sync::Arc;
 use app_builder::AppService;
 use async_trait::async_trait;
 use cache_core::{CacheError, Clock};
-use org_resolution::secret::Sealed;
 use org_resolution::{
     DirectoryError, KeyRing, OrgContext, OrgDirectory, OrgId, OrgResolver, SealError, Slug, TokenPolicy,
     TokenService,
 };
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
+use tenant_cache::Caches;
 
+use crate::orgs::outbox::Outbox;
 use crate::orgs::tokens::StoredTokens;
 use crate::store::{OrgRow, Store, StoreError};
-
-/// The name of the record that only the right master key opens.
-const CANARY: &str = "master-key-canary";
-/// What the record says, and for whom and which field it is sealed: nobody's.
-const CANARY_TEXT: &str = "the master key is right";
-const CANARY_ORG: &str = "org-server";
 
 /// Why organisations cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +39,21 @@ pub enum OrgsError {
     MasterKey {
         /// Why; never with the key.
         reason: SealError,
+    },
+    /// Secrets were sealed with keys that the ring has not.
+    #[error(
+        "secrets of this database are sealed with {keys}, which is not in the key ring: add it, and drop it only when \
+         `org-server rotate-keys` counts none under it"
+    )]
+    MissingKeys {
+        /// Their ids, each with the number of secrets and one of them.
+        keys: String,
+    },
+    /// The key that shall seal is none of the ring.
+    #[error("is {id}, which no key of ORG_MASTER_KEY has")]
+    NoSuchKey {
+        /// Its id.
+        id: u32,
     },
     /// The database failed.
     #[error(transparent)]
@@ -58,37 +73,47 @@ struct Inner {
     ring: KeyRing,
     resolver: OrgResolver,
     tokens: TokenService,
+    caches: Caches,
+    outbox: Outbox,
 }
 
 impl Orgs {
-    /// Organisations of a database, through the caches of an application. Proves first that the master key is
-    /// the one the database's secrets were sealed with; a new database remembers it. When the ring has a newer
-    /// key than that, every secret is sealed anew with the newest one.
+    /// Organisations of a database, through the caches of an application. Proves first that the ring has the key that the
+    /// database was sealed with, and one for every secret; a new database remembers it. Seals nothing again.
     ///
     /// # Errors
-    /// [`OrgsError::MasterKey`] before anything else was done; [`OrgsError::Store`]; [`OrgsError::Caches`].
+    /// [`OrgsError::MasterKey`] and [`OrgsError::MissingKeys`] before anything else was done; [`OrgsError::Store`];
+    /// [`OrgsError::Caches`].
     ///
     /// # Cancel safety
-    /// A dropped call may have sealed some secrets anew; the next one goes on.
-    pub async fn open(store: Store, app: &AppService, master_key: &SecretString) -> Result<Self, OrgsError> {
-        let wrong = |reason| OrgsError::MasterKey { reason };
-        let ring = KeyRing::parse(master_key.expose_secret()).map_err(wrong)?;
-        let nobody = canary_org();
-        let fresh = ring.seal(&nobody, CANARY, CANARY_TEXT);
-        let canary = Sealed::from_bytes(store.fact_or_insert(CANARY, fresh.as_bytes()).await?);
-        ring.open(&nobody, CANARY, &canary).map_err(wrong)?;
+    /// Safe.
+    pub async fn open(store: Store, app: &AppService, ring: KeyRing) -> Result<Self, OrgsError> {
+        keys::prove(&store, &ring).await?;
+        keys::check(&store, &ring).await?;
+        Self::assemble(store, app, ring)
+    }
+
+    /// As [`open`](Self::open), to [`rotate`](Self::rotate): also when there are secrets without a key, which are then
+    /// named.
+    ///
+    /// # Errors
+    /// As there, without [`OrgsError::MissingKeys`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn open_to_rotate(store: Store, app: &AppService, ring: KeyRing) -> Result<Self, OrgsError> {
+        keys::prove(&store, &ring).await?;
+        Self::assemble(store, app, ring)
+    }
+
+    fn assemble(store: Store, app: &AppService, ring: KeyRing) -> Result<Self, OrgsError> {
         let directory = Arc::new(StoredOrgs(store.clone()));
         let resolver = OrgResolver::new(app.caches(), directory)?;
         let validator = Arc::new(StoredTokens(store.clone()));
         let tokens = TokenService::new(app.caches(), validator, TokenPolicy::default(), Clock::system())?;
         let tokens = tokens.refusing_unless(tokens::is_well_formed);
-        let is_current = ring.is_current(&canary);
-        let orgs = Self(Arc::new(Inner { store, ring, resolver, tokens }));
-        if !is_current {
-            orgs.seal_anew().await?;
-            orgs.0.store.set_fact(CANARY, fresh.as_bytes()).await?;
-        }
-        Ok(orgs)
+        let (caches, outbox) = (app.caches().clone(), Outbox::default());
+        Ok(Self(Arc::new(Inner { store, ring, resolver, tokens, caches, outbox })))
     }
 
     /// Looks organisations up through the caches; for the layer that resolves requests.
@@ -122,38 +147,6 @@ impl Orgs {
     pub fn secret(&self, org: &OrgContext, field: &str) -> Result<Option<SecretString>, SealError> {
         org.secrets.get(field).map(|sealed| self.0.ring.open(&org.id, field, sealed)).transpose()
     }
-
-    /// Seals every secret with the newest key of the ring, organisation by organisation.
-    async fn seal_anew(&self) -> Result<(), OrgsError> {
-        tracing::info!("the key ring has a newer master key: sealing secrets anew");
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.0.store.org_page(after.as_deref(), crate::store::orgs::MAX_PAGE).await?;
-            let Some(last) = page.last() else { return Ok(()) };
-            after = Some(last.slug.clone());
-            for row in
-                page.iter().filter(|row| row.secrets.values().any(|sealed| !self.0.ring.is_current(sealed)))
-            {
-                let put = |before: Option<&OrgRow>| self.sealed_anew(before.unwrap_or(row));
-                self.0.store.put_org(&row.slug, put).await?;
-            }
-        }
-    }
-
-    fn sealed_anew(&self, row: &OrgRow) -> Result<OrgRow, OrgsError> {
-        let id = org_id(row)?;
-        let mut row = row.clone();
-        for (field, sealed) in &mut row.secrets {
-            let opened = self.0.ring.open(&id, field, sealed);
-            let secret = opened.map_err(|reason| OrgsError::MasterKey { reason })?;
-            *sealed = self.0.ring.seal(&id, field, secret.expose_secret());
-        }
-        Ok(row)
-    }
-}
-
-fn canary_org() -> OrgId {
-    OrgId::new(CANARY_ORG).expect("a short text is an id")
 }
 
 fn org_id(row: &OrgRow) -> Result<OrgId, StoreError> {

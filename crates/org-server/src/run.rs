@@ -9,6 +9,7 @@ use secrecy::ExposeSecret;
 use crate::cli::Command;
 use crate::first_start::MakeError;
 use crate::import::{self, ImportError};
+use crate::orgs::rotate::Unopened;
 use crate::orgs::{Orgs, OrgsError};
 use crate::serve::{self, ServeError, Server};
 use crate::settings::ServerSettings;
@@ -39,6 +40,19 @@ pub enum RunError {
     /// Nothing was imported.
     #[error(transparent)]
     Import(#[from] ImportError),
+    /// Not every secret is under the current key.
+    #[error(
+        "{unopened} secret(s) did not open and were left as they are, {left} are under another key than {current}: keep \
+         the old keys until none is"
+    )]
+    NotRotated {
+        /// How many did not open.
+        unopened: usize,
+        /// How many are under another key.
+        left: u64,
+        /// The key that seals.
+        current: u32,
+    },
     /// The caches could not be told.
     #[error("the caches could not be told: {0}")]
     Invalidate(#[from] cache_core::CacheError),
@@ -80,6 +94,7 @@ pub async fn run(command: Command, source: &dyn SettingService, say: fn(&str)) -
             serve(ServerSettings { sample, ..settings }, say).await
         }
         Command::Import { file } => import(settings, &file, say).await,
+        Command::RotateKeys => rotate_keys(settings, say).await,
         Command::Invalidate { keys } => invalidate(settings, &keys, say).await,
     }
 }
@@ -109,18 +124,53 @@ async fn import(settings: ServerSettings, file: &Path, say: fn(&str)) -> Result<
     let store =
         Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await.map_err(misset)?;
     let mut notes = Vec::new();
-    let master_key = serve::master_key(&settings, &mut notes)?;
+    let ring = serve::key_ring(&settings, &store, &mut notes).await.map_err(misset)?;
     let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
-    let orgs = Orgs::open(store.clone(), &app, &master_key).await.map_err(misset)?;
+    let orgs = Orgs::open(store.clone(), &app, ring).await.map_err(misset)?;
     notes.iter().for_each(|note| say(note));
+    let shares_no_cache = matches!(settings.app.backend, Backend::Memory);
+    if shares_no_cache {
+        orgs.leave_changes_to_servers();
+    }
     let imported = orgs.import(&text).await;
     app.shutdown().await;
     store.close().await;
     say(&format!("imported {} organisations", imported?));
-    if matches!(settings.app.backend, Backend::Memory) {
-        say("servers that run without Redis see them when their cached entries end");
+    if shares_no_cache {
+        say(
+            "without REDIS_URL one server on this database sees them within seconds, others when their entries end",
+        );
     }
     Ok(())
+}
+
+async fn rotate_keys(settings: ServerSettings, say: fn(&str)) -> Result<(), RunError> {
+    let store =
+        Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await.map_err(misset)?;
+    let mut notes = Vec::new();
+    let ring = serve::key_ring(&settings, &store, &mut notes).await.map_err(misset)?;
+    let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
+    let orgs = Orgs::open_to_rotate(store.clone(), &app, ring).await.map_err(misset)?;
+    notes.iter().for_each(|note| say(note));
+    if matches!(settings.app.backend, Backend::Memory) {
+        orgs.leave_changes_to_servers();
+    }
+    let rotated = orgs.rotate().await;
+    app.shutdown().await;
+    store.close().await;
+    let rotation = rotated?;
+    for ((_, field), Unopened { slug, reason }) in &rotation.unopened {
+        say(&format!("does not open: {slug}/{field}: {reason}"));
+    }
+    for (key, held) in &rotation.held {
+        let key = key.map_or_else(|| "no key at all".to_owned(), |id| format!("key {id}"));
+        say(&format!("under {key}: {} secret(s)", held.secrets));
+    }
+    if rotation.is_complete() {
+        return Ok(());
+    }
+    let (left, current) = (rotation.left(), rotation.current);
+    Err(RunError::NotRotated { unopened: rotation.unopened.len(), left, current })
 }
 
 async fn invalidate(settings: ServerSettings, keys: &[String], say: fn(&str)) -> Result<(), RunError> {
@@ -143,7 +193,10 @@ fn misset<E: Into<ServeError>>(error: E) -> RunError {
         ServeError::Store(error @ StoreError::Url { .. }) => {
             RunError::Setting(SettingError::contradiction("DATABASE_URL", error.to_string()))
         }
-        ServeError::Orgs(error @ OrgsError::MasterKey { .. }) => {
+        ServeError::Orgs(error @ OrgsError::NoSuchKey { .. }) => {
+            RunError::Setting(SettingError::contradiction("ORG_MASTER_KEY_CURRENT", error.to_string()))
+        }
+        ServeError::Orgs(error @ (OrgsError::MasterKey { .. } | OrgsError::MissingKeys { .. })) => {
             RunError::Setting(SettingError::contradiction("ORG_MASTER_KEY", error.to_string()))
         }
         error => RunError::Serve(error),

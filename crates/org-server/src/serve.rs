@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use app_builder::{AppError, AppServiceBuilder};
+use org_resolution::KeyRing;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +14,7 @@ use crate::accept;
 use crate::accept::places::Places;
 use crate::first_start::{self, Made, MakeError};
 use crate::import::ImportError;
+use crate::orgs::keys;
 use crate::orgs::{Orgs, OrgsError};
 use crate::routes;
 use crate::routes::admin_auth::AdminToken;
@@ -87,10 +89,10 @@ impl Server {
         let metrics = telemetry::metrics()?;
         let mut greeting = Vec::new();
         let store = Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await?;
-        let master_key = master_key(&settings, &mut greeting)?;
+        let ring = key_ring(&settings, &store, &mut greeting).await?;
         let (admin_token, new_admin_token) = admin_token(&settings, &mut greeting)?;
         let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
-        let orgs = Orgs::open(store.clone(), &app, &master_key).await?;
+        let orgs = Orgs::open(store.clone(), &app, ring).await?;
         if settings.sample && store.org_count().await? == 0 {
             let imported = orgs.import_new(crate::import::SAMPLE).await?;
             greeting.push(format!("imported {imported} sample organisations into the empty database"));
@@ -224,15 +226,29 @@ async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListene
     bound.map_err(|source| ServeError::Bind { setting, address, source })
 }
 
-/// The master key of the settings, or the one in the data folder.
-pub(crate) fn master_key(
+/// The master keys of the settings, or the one in the data folder; one is made for a database that has none.
+pub(crate) async fn key_ring(
     settings: &ServerSettings,
+    store: &Store,
+    greeting: &mut Vec<String>,
+) -> Result<KeyRing, ServeError> {
+    let keys = match &settings.master_key {
+        Some(given) => given.clone(),
+        // Asked before the file is looked for: another server that starts makes the file first.
+        None => master_key(settings, keys::is_sealed(store).await?, greeting)?,
+    };
+    Ok(keys::ring(&keys, settings.master_key_current)?)
+}
+
+fn master_key(
+    settings: &ServerSettings,
+    is_sealed: bool,
     greeting: &mut Vec<String>,
 ) -> Result<SecretString, MakeError> {
-    if let Some(given) = &settings.master_key {
-        return Ok(given.clone());
-    }
-    let Made { secret, path, is_new } = first_start::master_key(&settings.data_folder())?;
+    let folder = settings.data_folder();
+    let made =
+        if is_sealed { first_start::existing_master_key(&folder) } else { first_start::master_key(&folder) };
+    let Made { secret, path, is_new } = made?;
     let path = path.display();
     if is_new {
         greeting.push(format!(

@@ -42,6 +42,8 @@ pub struct ServerSettings {
     pub trusted_proxies: TrustedProxies,
     /// `ORG_MASTER_KEY`: 32 bytes in base64, or several as `1:…,2:…`; made at the first start when absent.
     pub master_key: Option<SecretString>,
+    /// `ORG_MASTER_KEY_CURRENT`: the number of the key that seals. Default the highest; all open.
+    pub master_key_current: Option<u32>,
     /// `ADMIN_TOKEN`; made at the first start when absent.
     pub admin_token: Option<SecretString>,
     /// `REQUEST_TIMEOUT`: the longest a request may take. Default 10 s.
@@ -82,6 +84,11 @@ impl ServerSettings {
             base_domain: read_base_domain(source)?,
             trusted_proxies: read_proxies(source)?,
             master_key: source.secret("ORG_MASTER_KEY")?,
+            master_key_current: source.parsed(
+                "ORG_MASTER_KEY_CURRENT",
+                "the number of a key such as `2`",
+                |text| text.parse().ok(),
+            )?,
             admin_token: read_admin_token(source)?,
             request_timeout: duration("REQUEST_TIMEOUT", Duration::from_secs(10))?,
             max_requests: read_count(source, "MAX_REQUESTS", 4096)?,
@@ -115,6 +122,7 @@ impl fmt::Debug for ServerSettings {
             .field("base_domain", &self.base_domain)
             .field("trusted_proxies", &self.trusted_proxies.to_string())
             .field("master_key", &given(&self.master_key))
+            .field("master_key_current", &self.master_key_current)
             .field("admin_token", &given(&self.admin_token))
             .field("request_timeout", &self.request_timeout)
             .field("max_requests", &self.max_requests)
@@ -253,6 +261,7 @@ mod tests {
             ("ADMIN_TOKEN", "two words in a token"),
             ("ADMIN_TOKEN", "fifteen-letters"),
             ("FORWARDED_HEADER", "via"),
+            ("ORG_MASTER_KEY_CURRENT", "newest"),
             ("REQUEST_TIMEOUT", "soon"),
             ("SHUTDOWN_TIMEOUT", "0"),
             ("MAX_REQUESTS", "0"),

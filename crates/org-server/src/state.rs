@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use app_builder::AppService;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::connections::Connections;
 use crate::orgs::Orgs;
@@ -26,6 +26,7 @@ struct Shared {
     connections: Connections,
     work: TaskTracker,
     stopping: AtomicBool,
+    propagation: AbortOnDropHandle<()>,
 }
 
 /// What an [`AppState`] is made of.
@@ -48,16 +49,22 @@ pub struct StateParts {
 }
 
 impl AppState {
-    /// Shares these parts.
+    /// Shares these parts, and propagates what the outbox holds for as long as they are shared.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime.
     #[must_use]
     pub fn new(parts: StateParts) -> Self {
         let places = Semaphore::new(parts.max_requests);
+        let orgs = parts.orgs.clone();
+        let propagation = tokio::spawn(async move { match orgs.propagate_always().await {} });
         Self(Arc::new(Shared {
             parts,
             places,
             connections: Connections::default(),
             work: TaskTracker::new(),
             stopping: AtomicBool::new(false),
+            propagation: AbortOnDropHandle::new(propagation),
         }))
     }
 
@@ -141,16 +148,21 @@ impl AppState {
         self.0.stopping.load(Ordering::Acquire)
     }
 
-    /// Waits for the work that runs [to its end](Self::to_its_end), and releases the connections kept alive here, each
-    /// at most so long; then ends the services and closes the database.
+    /// Waits for the work that runs [to its end](Self::to_its_end) and until every server was notified of it, both within
+    /// the limit, and releases the connections kept alive here, at most so long; then ends the services and closes the
+    /// database.
     ///
     /// # Cancel safety
     /// Safe; call it again to wait for the rest.
     pub async fn finish(&self, limit: Duration) {
+        let began = Instant::now();
         self.0.work.close();
         if tokio::time::timeout(limit, self.0.work.wait()).await.is_err() {
             tracing::warn!(running = self.0.work.len(), "changes are still running after the time to stop");
         }
+        // From here on the rest is propagated below; the task would only find the database closed.
+        self.0.propagation.abort();
+        self.orgs().propagate_rest(limit.saturating_sub(began.elapsed())).await;
         if tokio::time::timeout(limit, self.connections().release(self.app())).await.is_err() {
             tracing::warn!("connections were still being released after the time to stop");
         }

@@ -5,6 +5,8 @@
 //! | opening, limits, deadlines | here |
 //! | organisations | [`orgs`] |
 //! | tokens, as digests | [`tokens`] |
+//! | what caches must still be made to forget | [`changes`] |
+//! | secrets as a whole, for another master key | [`seals`] |
 //! | the record that proves the master key | [`facts`] |
 //! | what can go wrong | [`error`] |
 //!
@@ -12,9 +14,11 @@
 //! deadline, waiting for a connection included. SQLite is the only kind so far; SQL and types keep to what
 //! PostgreSQL has too.
 
+pub mod changes;
 pub mod error;
 pub mod facts;
 pub mod orgs;
+pub mod seals;
 pub mod tokens;
 
 use std::str::FromStr;
@@ -24,8 +28,10 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
+pub use changes::{Backlog, ChangeId, Names, Recorded};
 pub use error::StoreError;
 pub use orgs::{OrgRow, OrgWrite, SealedSecrets};
+pub use seals::{Resealed, SealedRow};
 pub use tokens::TokenRow;
 
 /// How the database is used: plain data with reasoned defaults.

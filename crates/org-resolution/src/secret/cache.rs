@@ -16,16 +16,16 @@ use zeroize::Zeroizing;
 use super::{HEADER, KeyRing, NONCE, VERSION, lengths};
 
 impl Sealer for KeyRing {
-    /// With the newest key.
+    /// With the current key.
     fn seal(&self, tenant: Option<&str>, place: &[u8], plain: &[u8]) -> Result<Bytes, SealFailure> {
-        let (id, master) = self.0.last_key_value().ok_or(SealFailure::Unavailable)?;
+        let master = self.keys.get(&self.current).ok_or(SealFailure::Unavailable)?;
         let nonce: [u8; NONCE] = rand::random();
         let payload = Payload { msg: plain, aad: &bound(place) };
         let sealed = cipher(master, tenant).encrypt(&XNonce::from(nonce), payload);
         let sealed = sealed.map_err(|_| SealFailure::Unavailable)?;
         let mut blob = Vec::with_capacity(HEADER + NONCE + sealed.len());
         blob.push(VERSION);
-        blob.extend(id.to_be_bytes());
+        blob.extend(self.current.to_be_bytes());
         blob.extend(nonce);
         blob.extend(sealed);
         Ok(blob.into())
@@ -35,7 +35,7 @@ impl Sealer for KeyRing {
         let (header, rest) = sealed.split_first_chunk::<HEADER>().ok_or(SealFailure::Malformed)?;
         let (nonce, text) = rest.split_first_chunk::<NONCE>().ok_or(SealFailure::Malformed)?;
         let [VERSION, id @ ..] = *header else { return Err(SealFailure::Malformed) };
-        let master = self.0.get(&u32::from_be_bytes(id)).ok_or(SealFailure::UnknownKey)?;
+        let master = self.keys.get(&u32::from_be_bytes(id)).ok_or(SealFailure::UnknownKey)?;
         let payload = Payload { msg: text, aad: &bound(place) };
         let opened = cipher(master, tenant).decrypt(&XNonce::from(*nonce), payload);
         opened.map(Bytes::from).map_err(|_| SealFailure::DoesNotOpen)

@@ -3,15 +3,21 @@
 //! Caches are made to forget before the commit and after it (K3). The one after it is what coherence rests on;
 //! the one before it makes readers of a server that dies in between load anew a little earlier.
 
+use std::time::Duration;
+
 use cache_core::CacheError;
 use http::StatusCode;
+use org_resolution::resolver::ORG_TTL;
 use org_resolution::{OrgContext, OrgId, Problem, Slug};
 use secrecy::ExposeSecret;
 
 use crate::draft::OrgDraft;
 use crate::import::{self, ImportError, Position, Record};
 use crate::orgs::{Orgs, context, org_id};
-use crate::store::{OrgRow, SealedSecrets, StoreError, now_ms};
+use crate::store::{ChangeId, OrgRow, SealedSecrets, StoreError, now_ms};
+
+/// The longest that a server which could not be notified goes on with what was changed: the life of what it cached.
+pub const UNNOTIFIED_BOUND: Duration = ORG_TTL;
 
 /// How many organisations one call makes the caches forget.
 const FORGET_AT_ONCE: usize = 256;
@@ -23,8 +29,8 @@ pub struct Changed {
     pub org: OrgContext,
     /// Whether it is new.
     pub is_new: bool,
-    /// Whether every server was told. If not, they are told in the background, and stop trusting their memory
-    /// within the staleness bound.
+    /// Whether every server was notified. If not, they are as soon as any server reaches them, and until then go on with
+    /// what they have cached, for at most [`UNNOTIFIED_BOUND`].
     pub told: bool,
 }
 
@@ -50,7 +56,8 @@ impl Orgs {
         let commit = async {
             // Boxed: the statements of a transaction are a large future.
             let written = Box::pin(commit).await?;
-            Ok((context(written.row)?, written.before.map(context).transpose()?))
+            let both = (context(written.row)?, written.before.map(context).transpose()?);
+            Ok((both, written.change))
         };
         let ((org, before), told) = self
             .around(states, commit, |(org, before)| before.iter().chain([org]).cloned().collect())
@@ -70,8 +77,9 @@ impl Orgs {
         let before = context(before)?;
         let intended = OrgContext { slug: to.clone(), ..before.clone() };
         let commit = async {
-            let row = self.0.store.rename_org(slug.as_str(), to.as_str()).await?;
-            Ok(context(row.ok_or_else(Problem::org_not_found)?)?)
+            let renamed = self.0.store.rename_org(slug.as_str(), to.as_str()).await?;
+            let renamed = renamed.ok_or_else(Problem::org_not_found)?;
+            Ok((context(renamed.row)?, renamed.change))
         };
         let (org, told) = self.around(vec![before, intended], commit, |org| vec![org.clone()]).await?;
         Ok(Changed { org, is_new: false, told })
@@ -88,7 +96,8 @@ impl Orgs {
         let before = self.0.store.org_by_slug(slug.as_str()).await?.ok_or_else(Problem::org_not_found)?;
         let commit = async {
             let removed = self.0.store.delete_org(slug.as_str()).await?;
-            Ok(context(removed.ok_or_else(Problem::org_not_found)?)?)
+            let removed = removed.ok_or_else(Problem::org_not_found)?;
+            Ok((context(removed.row)?, removed.change))
         };
         let (org, told) = self.around(vec![context(before)?], commit, |org| vec![org.clone()]).await?;
         Ok(Changed { org, is_new: false, told })
@@ -147,9 +156,12 @@ impl Orgs {
         };
         let imported = self.0.store.import_orgs(slugs, change).await;
         // Also when it failed: a commit whose answer was lost may have taken place.
+        let mut forgotten = Ok(());
         for states in states.chunks(FORGET_AT_ONCE) {
-            self.forget("imported organisations", states).await;
+            forgotten = forgotten.and(self.forget(states).await);
         }
+        let changes = imported.as_ref().map_or(&[][..], Vec::as_slice);
+        self.notified("imported organisations", forgotten, changes).await;
         imported.map_err(|(at, source)| {
             let position = records.get(at).map_or(Position { index: at, line: 0 }, |(position, _)| *position);
             ImportError::Store { position, source }
@@ -204,39 +216,34 @@ impl Orgs {
 
     /// Runs a change between two invalidations. What it was and shall be is forgotten before the commit; after it
     /// also what the commit found and left (`found`), and all of it too when the commit failed, since one whose
-    /// answer was lost may have taken place. Answers with the change whether every server was told.
+    /// answer was lost may have taken place. Answers with the change whether every server was notified.
     async fn around<T>(
         &self,
         mut states: Vec<OrgContext>,
-        commit: impl Future<Output = Result<T, Problem>>,
+        commit: impl Future<Output = Result<(T, ChangeId), Problem>>,
         found: impl FnOnce(&T) -> Vec<OrgContext>,
     ) -> Result<(T, bool), Problem> {
-        self.forget("an organisation about to change", &states).await;
+        if let Err(error) = self.forget(&states).await {
+            tracing::warn!(%error, "an organisation about to change was not forgotten everywhere");
+        }
         let committed = commit.await;
-        states.extend(committed.as_ref().map(found).unwrap_or_default());
-        let told = self.forget("a changed organisation", &states).await;
-        Ok((committed?, told))
+        states.extend(committed.as_ref().map(|(done, _)| found(done)).unwrap_or_default());
+        let forgotten = self.forget(&states).await;
+        let change = committed.as_ref().map(|(_, change)| *change).ok();
+        let told = self.notified("a changed organisation", forgotten, change.as_slice()).await;
+        Ok((committed?.0, told))
     }
 
-    async fn forget(&self, what: &'static str, states: &[OrgContext]) -> bool {
+    async fn forget(&self, states: &[OrgContext]) -> Result<(), CacheError> {
         let states: Vec<&OrgContext> = states.iter().collect();
         // Boxed: three invalidations at once are a large future, held by every change twice.
-        told(what, &Box::pin(self.0.resolver.forget(&states)).await)
+        Box::pin(self.0.resolver.forget(&states)).await
     }
 }
 
 fn check(draft: &OrgDraft, is_new: bool) -> Result<(), Problem> {
     let problems = draft.problems(is_new);
     if problems.is_empty() { Ok(()) } else { Err(Problem::invalid_body(problems)) }
-}
-
-/// The change is committed whatever the caches say: their failure is logged, repeated by the bus, and told to
-/// the client beside the answer.
-pub(super) fn told(what: &'static str, result: &Result<(), CacheError>) -> bool {
-    if let Err(error) = result {
-        tracing::warn!(%error, what, "not every server could be told to forget; it is being repeated");
-    }
-    result.is_ok()
 }
 
 fn new_row(slug: &Slug) -> OrgRow {

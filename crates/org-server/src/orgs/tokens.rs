@@ -101,8 +101,9 @@ impl Orgs {
         Ok(NewToken { id: row.id, token, expires_at: row.expires_at })
     }
 
-    /// Revokes a token of an organisation. `false` when not every server could be told: those accept it for
-    /// some seconds more, and are told again in the background.
+    /// Revokes a token of an organisation. `false` when not every server could be notified: they are as soon as any server
+    /// reaches them, and until then may accept it, for at most
+    /// [`UNNOTIFIED_BOUND`](super::provision::UNNOTIFIED_BOUND).
     ///
     /// # Errors
     /// `org_not_found`, `not_found`, `store_unavailable`.
@@ -116,8 +117,9 @@ impl Orgs {
         let deleted = self.0.store.delete_token(&org.id, id).await;
         // Also when it failed: a commit whose answer was lost may have taken place, and nobody could find out
         // any more under what the token is cached.
-        let told = self.0.tokens.revoke(&TokenDigest::from_bytes(row.cache_digest)).await;
-        let told = super::provision::told("a revoked token", &told);
+        let forgotten = self.0.tokens.revoke(&TokenDigest::from_bytes(row.cache_digest)).await;
+        let change = deleted.as_ref().ok().and_then(|deleted| Some(deleted.as_ref()?.change));
+        let told = self.notified("a revoked token", forgotten, change.as_slice()).await;
         deleted?.map(|_| told).ok_or_else(gone)
     }
 }

@@ -12,13 +12,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::draft::OrgDraft;
-use crate::orgs::provision::{self, Changed};
+use crate::orgs::provision::{self, Changed, UNNOTIFIED_BOUND};
 use crate::orgs::tokens::TokenDraft;
 use crate::routes::v1::instant;
 use crate::state::AppState;
 use crate::store::orgs::MAX_PAGE;
 
-/// `pending` when a change is stored and not every server could be told yet.
+/// `pending` when a change is stored and not every server could be notified yet; `bound` is how many seconds those may go on
+/// with what they have cached.
 const CACHE_INVALIDATION: HeaderName = HeaderName::from_static("cache-invalidation");
 
 /// How many organisations a page has unless asked otherwise.
@@ -147,7 +148,9 @@ fn answer(status: StatusCode, changed: &Changed) -> Response {
 
 fn tell(response: &mut Response, told: bool) {
     if !told {
-        response.headers_mut().insert(CACHE_INVALIDATION, HeaderValue::from_static("pending"));
+        let pending = format!("pending; bound={}", UNNOTIFIED_BOUND.as_secs());
+        let pending = HeaderValue::try_from(pending).expect("a number and ASCII make a header");
+        response.headers_mut().insert(CACHE_INVALIDATION, pending);
     }
 }
 

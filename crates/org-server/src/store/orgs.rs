@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
+use super::changes::{ChangeId, Names, Recorded, record};
 use super::{Store, StoreError, now_ms};
 
 /// The most organisations that [`Store::org_page`] answers at once.
@@ -48,7 +49,12 @@ pub struct OrgWrite {
     pub row: OrgRow,
     /// What was stored before; `None` when it is new.
     pub before: Option<OrgRow>,
+    /// The outbox row about it.
+    pub change: ChangeId,
 }
+
+/// How many names one row of the outbox holds at most, about: those of an import are spread over several.
+const NAMES_PER_CHANGE: usize = 500;
 
 /// All columns, in one place, as a macro so that the statements stay constants.
 macro_rules! select {
@@ -154,8 +160,10 @@ impl Store {
                 Some(_) => update(&mut write, &row).await?,
                 None => insert(&mut write, &row).await?,
             }
+            let both: Vec<&OrgRow> = before.iter().chain([&row]).collect();
+            let change = record(&mut write, &Names::of(&both)).await?;
             write.commit().await?;
-            Ok(Ok(OrgWrite { row, before }))
+            Ok(Ok(OrgWrite { row, before, change }))
         };
         self.limited("store an organisation", put).await?
     }
@@ -168,7 +176,7 @@ impl Store {
     ///
     /// # Cancel safety
     /// A dropped call may have taken effect.
-    pub async fn rename_org(&self, slug: &str, to: &str) -> Result<Option<OrgRow>, StoreError> {
+    pub async fn rename_org(&self, slug: &str, to: &str) -> Result<Option<Recorded<OrgRow>>, StoreError> {
         self.limited("rename an organisation", async {
             let mut write = self.write().await?;
             let renamed = sqlx::query("UPDATE organizations SET slug = $2, updated_at = $3 WHERE slug = $1")
@@ -180,9 +188,12 @@ impl Store {
             if renamed.rows_affected() == 0 {
                 return Ok(None);
             }
-            let row = fetch(&mut write, to).await?;
+            let Some(row) = fetch(&mut write, to).await? else { return Ok(None) };
+            let mut names = Names::of(&[&row]);
+            names.slugs.insert(slug.to_owned());
+            let change = record(&mut write, &names).await?;
             write.commit().await?;
-            Ok(row)
+            Ok(Some(Recorded { row, change }))
         })
         .await
     }
@@ -194,19 +205,20 @@ impl Store {
     ///
     /// # Cancel safety
     /// A dropped call may have taken effect.
-    pub async fn delete_org(&self, slug: &str) -> Result<Option<OrgRow>, StoreError> {
+    pub async fn delete_org(&self, slug: &str) -> Result<Option<Recorded<OrgRow>>, StoreError> {
         self.limited("remove an organisation", async {
             let mut write = self.write().await?;
-            let row = fetch(&mut write, slug).await?;
+            let Some(row) = fetch(&mut write, slug).await? else { return Ok(None) };
             sqlx::query("DELETE FROM organizations WHERE slug = $1").bind(slug).execute(&mut *write).await?;
+            let change = record(&mut write, &Names::of(&[&row])).await?;
             write.commit().await?;
-            Ok(row)
+            Ok(Some(Recorded { row, change }))
         })
         .await
     }
 
     /// Stores an organisation under each of these slugs, all or none. For each `change` sees the slug's position and
-    /// what is stored under it now, with the write lock held, and answers what shall be stored.
+    /// what is stored under it now, with the write lock held, and answers what shall be stored. Answers the outbox rows.
     ///
     /// # Errors
     /// The position and [`StoreError::Taken`] when an id or custom domain belongs to another slug, or what `change`
@@ -218,18 +230,29 @@ impl Store {
         &self,
         slugs: impl Iterator<Item = &'a str>,
         mut change: impl FnMut(usize, Option<&OrgRow>) -> Result<OrgRow, StoreError>,
-    ) -> Result<(), (usize, StoreError)> {
+    ) -> Result<Vec<ChangeId>, (usize, StoreError)> {
         let mut at = 0;
         let imported = self
             .bulk("import", async {
                 let mut write = self.write().await?;
+                let (mut names, mut changes) = (Names::default(), Vec::new());
                 for (position, slug) in slugs.enumerate() {
                     at = position;
                     let before = fetch(&mut write, slug).await?;
                     let row = change(position, before.as_ref())?;
                     import(&mut write, before.as_ref(), &row).await?;
+                    if before.as_ref() != Some(&row) {
+                        before.iter().chain([&row]).for_each(|row| names.add(row));
+                    }
+                    if names.len() >= NAMES_PER_CHANGE {
+                        changes.push(record(&mut write, &std::mem::take(&mut names)).await?);
+                    }
                 }
-                Ok(write.commit().await?)
+                if names.len() > 0 {
+                    changes.push(record(&mut write, &names).await?);
+                }
+                write.commit().await?;
+                Ok(changes)
             })
             .await;
         imported.map_err(|error| (at, error))
@@ -309,6 +332,6 @@ fn read(row: &SqliteRow) -> Result<OrgRow, StoreError> {
     })
 }
 
-fn json(map: &impl Serialize) -> String {
+pub(super) fn json(map: &impl Serialize) -> String {
     serde_json::to_string(map).expect("a map with text keys has a JSON form")
 }

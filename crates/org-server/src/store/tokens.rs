@@ -3,6 +3,7 @@
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
+use super::changes::{Names, Recorded, record};
 use super::{Store, StoreError, now_ms};
 
 /// A token of an organisation's user.
@@ -103,16 +104,27 @@ impl Store {
     ///
     /// # Cancel safety
     /// A dropped call may have removed it.
-    pub async fn delete_token(&self, org_id: &str, id: &str) -> Result<Option<TokenRow>, StoreError> {
-        let query = sqlx::query(
-            "DELETE FROM tokens WHERE id = $1 AND org_id = $2 \
-             RETURNING id, org_id, user_id, scopes, digest, cache_digest, expires_at",
-        )
-        .bind(id)
-        .bind(org_id);
-        let row =
-            self.limited("remove a token", async { Ok(query.fetch_optional(&self.pool).await?) }).await?;
-        row.as_ref().map(read).transpose()
+    pub async fn delete_token(
+        &self,
+        org_id: &str,
+        id: &str,
+    ) -> Result<Option<Recorded<TokenRow>>, StoreError> {
+        self.limited("remove a token", async {
+            let mut write = self.write().await?;
+            let removed = sqlx::query(
+                "DELETE FROM tokens WHERE id = $1 AND org_id = $2 \
+                 RETURNING id, org_id, user_id, scopes, digest, cache_digest, expires_at",
+            )
+            .bind(id)
+            .bind(org_id)
+            .fetch_optional(&mut *write)
+            .await?;
+            let Some(row) = removed.as_ref().map(read).transpose()? else { return Ok(None) };
+            let change = record(&mut write, &Names::of_token(&row)).await?;
+            write.commit().await?;
+            Ok(Some(Recorded { row, change }))
+        })
+        .await
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) fn text(output: &Output) -> String {
 }
 
 /// A running server; killed when dropped.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     greeting: Vec<String>,
     address: SocketAddr,
@@ -54,11 +54,15 @@ struct Running {
 }
 
 impl Running {
-    fn start(folder: &Folder, settings: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(folder: &Folder, settings: &[(&str, &str)]) -> Self {
+        Self::start_logging(folder, settings, Stdio::null())
+    }
+
+    pub(crate) fn start_logging(folder: &Folder, settings: &[(&str, &str)], log: Stdio) -> Self {
         let mut all = vec![("BIND_ADDR", "127.0.0.1:0"), ("ADMIN_BIND_ADDR", "127.0.0.1:0")];
         all.extend(settings);
         let mut command = command(folder, &[], &all);
-        let mut child = command.stderr(Stdio::null()).spawn().expect("the binary runs");
+        let mut child = command.stderr(log).spawn().expect("the binary runs");
         let stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut greeting = Vec::new();
         for line in stdout.lines() {
@@ -91,20 +95,32 @@ impl Running {
     }
 
     /// Sends a request and answers everything that comes back.
-    fn ask(&self, line: &str, headers: &str) -> String {
+    pub(crate) fn ask(&self, line: &str, headers: &str) -> String {
         let of_operators = [" /admin", " /readyz", " /metrics"].iter().any(|path| line.contains(path));
         let mut stream = Self::connect(if of_operators { self.operators } else { self.address });
         write!(stream, "{line} HTTP/1.1\r\n{headers}connection: close\r\n\r\n").expect("sent");
         rest(stream)
     }
 
-    fn terminate(&self) {
+    /// Sends a request of an operator and waits for no answer.
+    pub(crate) fn send(&self, line: &str, headers: &str) -> TcpStream {
+        let mut stream = Self::connect(self.operators);
+        write!(stream, "{line} HTTP/1.1\r\n{headers}connection: close\r\n\r\n").expect("sent");
+        stream
+    }
+
+    /// Ends it at once, as a lost machine would.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().and_then(|()| self.child.wait()).expect("killed");
+    }
+
+    pub(crate) fn terminate(&self) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").arg(pid).status().expect("kill runs").success());
     }
 
     /// Waits for its end, at most so long.
-    fn ended(&mut self, within: Duration) -> Option<std::process::ExitStatus> {
+    pub(crate) fn ended(&mut self, within: Duration) -> Option<std::process::ExitStatus> {
         let deadline = Instant::now() + within;
         loop {
             match self.child.try_wait().expect("a child") {

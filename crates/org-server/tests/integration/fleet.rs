@@ -171,7 +171,7 @@ async fn killing_redis_degrades_and_a_restart_recovers() {
         server.org("kestrel-nobody").await.is_problem(404, "org_not_found");
     }
     let changed = fleet.one.put_org("acme", json!({ "name": "Changed In The Dark" })).await;
-    assert_eq!(changed.is(200).header("cache-invalidation"), "pending");
+    assert_eq!(changed.is(200).header("cache-invalidation"), "pending; bound=300");
     assert_eq!(fleet.one.org("acme").await.body["name"], "Changed In The Dark");
     eventually("the other sees it without Redis", || async {
         fleet.two.org("acme").await.body["name"] == "Changed In The Dark"

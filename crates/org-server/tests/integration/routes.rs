@@ -1,6 +1,6 @@
 //! Every route, and every error code it answers, on the real router over a real database.
 
-use crate::common::{ADMIN, Folder, Holder, TestServer};
+use crate::common::{ADMIN, Holder, TestServer};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -411,37 +411,6 @@ async fn secrets_are_sealed_in_the_database_and_in_no_answer() {
         let bytes = std::fs::read(file.expect("a file").path()).expect("readable");
         assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()));
     }
-}
-
-/// K6: another master key is refused at the start, by name; a ring with a newer key seals everything anew, and
-/// the old one can then be dropped.
-#[tokio::test]
-async fn master_keys_are_proved_and_rotate() {
-    use org_server::serve::Server;
-    const OTHER: &str = "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA=";
-    let folder = Folder::new();
-    let start = |key: String| {
-        let settings = crate::common::settings(&folder, &[("ORG_MASTER_KEY", key.as_str())]);
-        async move { Server::start(settings).await }
-    };
-    let first = start(crate::common::MASTER_KEY.to_owned()).await.expect("a new database");
-    drop(first);
-    let refused = start(OTHER.to_owned()).await.expect_err("another key").to_string();
-    assert!(refused.contains("master key") && !refused.contains(OTHER), "{refused}");
-    let both = start(format!("1:{},2:{OTHER}", crate::common::MASTER_KEY)).await.expect("both keys");
-    drop(both);
-    let newer = start(format!("2:{OTHER}")).await.expect("the newer key alone");
-    let orgs = newer.state().orgs();
-    let mut opened = 0;
-    for org in orgs.page(None, 500).await.expect("answers") {
-        for field in org.secrets.keys() {
-            orgs.secret(&org, field).expect("opens with the newer key");
-            opened += 1;
-        }
-    }
-    assert!(opened > 10, "{opened}");
-    let error = start("c2hvcnQ=".to_owned()).await.expect_err("too short").to_string();
-    assert!(error.contains("32 bytes") && !error.contains("c2hvcnQ"), "{error}");
 }
 
 /// K1: an organisation's own host, and when it is moved to another organisation.
