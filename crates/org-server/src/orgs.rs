@@ -55,13 +55,13 @@ pub struct Orgs(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     store: Store,
-    ring: KeyRing,
+    ring: Arc<KeyRing>,
     resolver: OrgResolver,
     tokens: TokenService,
 }
 
 impl Orgs {
-    /// Organisations of a database, through the caches of an application. Proves first that the master key is
+    /// Organisations of a database, through the caches of an application, which should seal with the same ring. Proves first that the master key is
     /// the one the database's secrets were sealed with; a new database remembers it. When the ring has a newer
     /// key than that, every secret is sealed anew with the newest one.
     ///
@@ -70,9 +70,8 @@ impl Orgs {
     ///
     /// # Cancel safety
     /// A dropped call may have sealed some secrets anew; the next one goes on.
-    pub async fn open(store: Store, app: &AppService, master_key: &SecretString) -> Result<Self, OrgsError> {
+    pub async fn open(store: Store, app: &AppService, ring: Arc<KeyRing>) -> Result<Self, OrgsError> {
         let wrong = |reason| OrgsError::MasterKey { reason };
-        let ring = KeyRing::parse(master_key.expose_secret()).map_err(wrong)?;
         let nobody = canary_org();
         let fresh = ring.seal(&nobody, CANARY, CANARY_TEXT);
         let canary = Sealed::from_bytes(store.fact_or_insert(CANARY, fresh.as_bytes()).await?);
@@ -150,6 +149,15 @@ impl Orgs {
         }
         Ok(row)
     }
+}
+
+/// The keys that secrets and cached entries are sealed with.
+///
+/// # Errors
+/// [`OrgsError::MasterKey`] when the text is none; it is not repeated.
+pub fn key_ring(master_key: &SecretString) -> Result<Arc<KeyRing>, OrgsError> {
+    let ring = KeyRing::parse(master_key.expose_secret());
+    ring.map(Arc::new).map_err(|reason| OrgsError::MasterKey { reason })
 }
 
 fn canary_org() -> OrgId {

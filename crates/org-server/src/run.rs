@@ -9,7 +9,7 @@ use secrecy::ExposeSecret;
 use crate::cli::Command;
 use crate::first_start::MakeError;
 use crate::import::{self, ImportError};
-use crate::orgs::{Orgs, OrgsError};
+use crate::orgs::{self, Orgs, OrgsError};
 use crate::serve::{self, ServeError, Server};
 use crate::settings::ServerSettings;
 use crate::store::{Store, StoreError, StorePolicy};
@@ -110,8 +110,10 @@ async fn import(settings: ServerSettings, file: &Path, say: fn(&str)) -> Result<
         Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await.map_err(misset)?;
     let mut notes = Vec::new();
     let master_key = serve::master_key(&settings, &mut notes)?;
-    let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
-    let orgs = Orgs::open(store.clone(), &app, &master_key).await.map_err(misset)?;
+    let ring = orgs::key_ring(&master_key).map_err(misset)?;
+    let app = AppServiceBuilder::new().app_settings(settings.app.clone()).sealer(ring.clone());
+    let app = app.build().await?;
+    let orgs = Orgs::open(store.clone(), &app, ring).await.map_err(misset)?;
     notes.iter().for_each(|note| say(note));
     let imported = orgs.import(&text).await;
     app.shutdown().await;
@@ -127,6 +129,7 @@ async fn invalidate(settings: ServerSettings, keys: &[String], say: fn(&str)) ->
     if matches!(settings.app.backend, Backend::Memory) {
         return Err(RunError::NothingShared);
     }
+    // Without the key ring: it removes keys, and reads and writes no entry.
     let app = AppServiceBuilder::new().app_settings(settings.app).build().await?;
     let texts: Vec<&str> = keys.iter().map(String::as_str).collect();
     let told = app.caches().invalidate_keys(&texts).await;

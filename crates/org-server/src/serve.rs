@@ -13,7 +13,7 @@ use crate::accept;
 use crate::accept::places::Places;
 use crate::first_start::{self, Made, MakeError};
 use crate::import::ImportError;
-use crate::orgs::{Orgs, OrgsError};
+use crate::orgs::{self, Orgs, OrgsError};
 use crate::routes;
 use crate::routes::admin_auth::AdminToken;
 use crate::settings::ServerSettings;
@@ -89,8 +89,10 @@ impl Server {
         let store = Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await?;
         let master_key = master_key(&settings, &mut greeting)?;
         let (admin_token, new_admin_token) = admin_token(&settings, &mut greeting)?;
-        let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
-        let orgs = Orgs::open(store.clone(), &app, &master_key).await?;
+        let ring = orgs::key_ring(&master_key)?;
+        let app = AppServiceBuilder::new().app_settings(settings.app.clone()).sealer(ring.clone());
+        let app = app.build().await?;
+        let orgs = Orgs::open(store.clone(), &app, ring).await?;
         if settings.sample && store.org_count().await? == 0 {
             let imported = orgs.import_new(crate::import::SAMPLE).await?;
             greeting.push(format!("imported {imported} sample organisations into the empty database"));
