@@ -178,6 +178,7 @@ fn context(row: OrgRow) -> Result<OrgContext, StoreError> {
         status: row.status.into(),
         settings: row.settings,
         custom_domain: row.custom_domain,
+        token_generation: u64::try_from(row.token_generation).unwrap_or(0),
         secrets: row.secrets,
     })
 }

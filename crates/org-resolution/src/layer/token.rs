@@ -72,11 +72,11 @@ impl TokenLayer {
         let org = parts.extensions.get::<Arc<OrgContext>>().ok_or_else(Problem::org_unresolved)?;
         let token = bearer(&parts.headers)?;
         let client = parts.extensions.get::<ClientIp>().map(|client| client.0);
-        let Some(limit) = &self.limit else { return Ok(self.tokens.validate(&org.id, &token).await?) };
+        let Some(limit) = &self.limit else { return Ok(self.tokens.validate(org, &token).await?) };
         let key = rate_limit::key_of(Some(&org.id), None, client);
         // What was validated here before costs no question to the limit's store.
-        let turns = if self.tokens.knows(&org.id, &token) { None } else { limit.turns_of(&key).await? };
-        match self.tokens.validate_in_turn(&org.id, &token, turns).await {
+        let turns = if self.tokens.knows(org, &token) { None } else { limit.turns_of(&key).await? };
+        match self.tokens.validate_in_turn(org, &token, turns).await {
             Ok(token) => Ok(token),
             Err(error) => {
                 if matches!(error, TokenError::Invalid | TokenError::TooLong | TokenError::OrgMismatch) {

@@ -11,6 +11,7 @@ use secrecy::ExposeSecret;
 use crate::draft::OrgDraft;
 use crate::import::{self, ImportError, Position, Record};
 use crate::orgs::{Orgs, context, org_id};
+use crate::store::orgs::new_token_generation;
 use crate::store::{OrgRow, SealedSecrets, StoreError, now_ms};
 
 /// How many organisations one call makes the caches forget.
@@ -218,7 +219,7 @@ impl Orgs {
         Ok((committed?, told))
     }
 
-    async fn forget(&self, what: &'static str, states: &[OrgContext]) -> bool {
+    pub(super) async fn forget(&self, what: &'static str, states: &[OrgContext]) -> bool {
         let states: Vec<&OrgContext> = states.iter().collect();
         // Boxed: three invalidations at once are a large future, held by every change twice.
         told(what, &Box::pin(self.0.resolver.forget(&states)).await)
@@ -250,6 +251,7 @@ fn new_row(slug: &Slug) -> OrgRow {
         settings: serde_json::Map::new(),
         secrets: SealedSecrets::new(),
         custom_domain: None,
+        token_generation: new_token_generation(),
         created_at: now,
         updated_at: now,
     }

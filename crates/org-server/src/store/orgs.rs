@@ -35,10 +35,17 @@ pub struct OrgRow {
     pub secrets: SealedSecrets,
     /// A host of its own.
     pub custom_domain: Option<String>,
+    /// Under which its validated tokens are cached. An update leaves it alone, [`Store::delete_token`] does not.
+    pub token_generation: i64,
     /// When it was made, in milliseconds since 1970.
     pub created_at: i64,
     /// When it was last changed, in milliseconds since 1970.
     pub updated_at: i64,
+}
+
+/// A token generation that no organisation had before.
+pub(crate) fn new_token_generation() -> i64 {
+    rand::random::<i64>() & i64::MAX
 }
 
 /// What [`Store::put_org`] did.
@@ -54,7 +61,8 @@ pub struct OrgWrite {
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT id, slug, name, plan, status, settings, secrets, custom_domain, created_at, updated_at ",
+            "SELECT id, slug, name, plan, status, settings, secrets, custom_domain, token_generation, \
+             created_at, updated_at ",
             "FROM organizations ",
             $rest
         )
@@ -256,8 +264,8 @@ async fn import(
 async fn insert(connection: &mut SqliteConnection, row: &OrgRow) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO organizations \
-         (id, slug, name, plan, status, settings, secrets, custom_domain, created_at, updated_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+         (id, slug, name, plan, status, settings, secrets, custom_domain, token_generation, created_at, updated_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
     )
     .bind(&row.id)
     .bind(&row.slug)
@@ -267,6 +275,7 @@ async fn insert(connection: &mut SqliteConnection, row: &OrgRow) -> Result<(), S
     .bind(json(&row.settings))
     .bind(json(&row.secrets))
     .bind(&row.custom_domain)
+    .bind(row.token_generation)
     .bind(row.created_at)
     .bind(row.updated_at)
     .execute(connection)
@@ -304,6 +313,7 @@ fn read(row: &SqliteRow) -> Result<OrgRow, StoreError> {
         settings: serde_json::from_str(&settings).map_err(|_| StoreError::Damaged { what: "settings" })?,
         secrets: serde_json::from_str(&secrets).map_err(|_| StoreError::Damaged { what: "secrets" })?,
         custom_domain: row.try_get("custom_domain")?,
+        token_generation: row.try_get("token_generation")?,
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,
     })

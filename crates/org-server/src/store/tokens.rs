@@ -3,6 +3,7 @@
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
+use super::orgs::new_token_generation;
 use super::{Store, StoreError, now_ms};
 
 /// A token of an organisation's user.
@@ -96,7 +97,8 @@ impl Store {
         row.as_ref().map(read).transpose()
     }
 
-    /// Removes a token of an organisation; answers what it was, or `None` when there was none.
+    /// Removes a token of an organisation, whose tokens are of a new generation then; answers what it was, or `None` when
+    /// there was none.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`], [`StoreError::Timeout`], [`StoreError::Damaged`].
@@ -104,15 +106,25 @@ impl Store {
     /// # Cancel safety
     /// A dropped call may have removed it.
     pub async fn delete_token(&self, org_id: &str, id: &str) -> Result<Option<TokenRow>, StoreError> {
-        let query = sqlx::query(
+        let delete = sqlx::query(
             "DELETE FROM tokens WHERE id = $1 AND org_id = $2 \
              RETURNING id, org_id, user_id, scopes, digest, cache_digest, expires_at",
         )
         .bind(id)
         .bind(org_id);
-        let row =
-            self.limited("remove a token", async { Ok(query.fetch_optional(&self.pool).await?) }).await?;
-        row.as_ref().map(read).transpose()
+        let renew = sqlx::query("UPDATE organizations SET token_generation = $1 WHERE id = $2")
+            .bind(new_token_generation())
+            .bind(org_id);
+        let row = self.limited("remove a token", async {
+            let mut write = self.write().await?;
+            let row = delete.fetch_optional(&mut *write).await?;
+            if row.is_some() {
+                renew.execute(&mut *write).await?;
+            }
+            write.commit().await?;
+            Ok(row)
+        });
+        row.await?.as_ref().map(read).transpose()
     }
 }
 

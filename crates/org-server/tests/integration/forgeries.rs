@@ -61,6 +61,22 @@ impl Scene {
     }
 }
 
+impl Scene {
+    /// All entries of a kind, as they are.
+    async fn entries(&self, domain: &str) -> Vec<(String, Bytes)> {
+        let keys = self.redis.command(&["KEYS", &format!("{domain}:*")]);
+        let conformance::resp::Reply::Array(keys) = keys else { panic!("a list of keys") };
+        let mut entries = Vec::new();
+        for key in keys {
+            let conformance::resp::Reply::Bulk(key) = key else { panic!("{key:?}") };
+            let key = String::from_utf8(key).expect("text");
+            let bytes = self.raw(&key).await.expect("it is there");
+            entries.push((key, bytes));
+        }
+        entries
+    }
+}
+
 async fn server(redis: &RedisServer, folder: Folder, database: Option<String>) -> TestServer {
     let (url, own) = (redis.url(), folder.database_url());
     let database = database.unwrap_or(own);
@@ -97,8 +113,9 @@ async fn what_is_forged_in_redis_is_not_served() {
     let (id, unissued) = scene.author.token("globex", json!({ "user": "eve" })).await;
     scene.author.state.store().delete_token(id_of(&globex), &id).await.expect("removed");
 
-    let digest =
-        TokenDigest::of(&OrgId::new(id_of(&acme)).expect("an id"), "", &unissued.clone().into()).to_string();
+    let digest = TokenDigest::of(&OrgId::new(id_of(&acme)).expect("an id"), "", &unissued.clone().into());
+    let row = scene.author.state.store().org_by_slug("acme").await.expect("asked").expect("it is there");
+    let digest = digest.under(row.token_generation.unsigned_abs()).to_string();
     let root = json!({
         "org": acme["id"], "user": "root", "scopes": ["admin"], "expires_at": 4_000_000_000_000_u64,
     });
@@ -138,21 +155,52 @@ async fn entries_are_sealed_in_redis() {
     let (_, token) =
         scene.author.token("acme", json!({ "user": "ada-lovelace", "scopes": ["a-scope"] })).await;
     assert_eq!(me(&scene.author, "acme", &token).await, 200);
-    let conformance::resp::Reply::Array(keys) = scene.redis.command(&["KEYS", "*"]) else {
-        panic!("a list of keys")
-    };
-    let mut seen = 0;
-    for key in keys {
-        let conformance::resp::Reply::Bulk(key) = key else { panic!("{key:?}") };
-        let key = String::from_utf8(key).expect("text");
-        if !key.starts_with("org:") && !key.starts_with("token:") {
-            continue;
-        }
-        let held = scene.raw(&key).await.expect("it is there");
-        seen += 1;
+    let entries = [scene.entries("org").await, scene.entries("token").await].concat();
+    assert!(entries.len() >= 2, "an organisation and a token are there: {entries:?}");
+    for (key, held) in entries {
         for word in ["In The Clear", "ada-lovelace", "a-scope"] {
             assert!(!held.windows(word.len()).any(|part| part == word.as_bytes()), "{word} under {key}");
         }
     }
-    assert!(seen >= 2, "an organisation and a token are there: {seen}");
+}
+
+/// What was validated before a token was revoked is refused afterwards, though it is put back as it was.
+#[tokio::test]
+async fn a_revoked_token_that_is_put_back_is_refused() {
+    let scene = Scene::start().await;
+    let (id, token) = scene.author.token("acme", json!({ "user": "ada" })).await;
+    let (_, other) = scene.author.token("acme", json!({ "user": "bob" })).await;
+    for token in [&token, &other] {
+        assert_eq!(me(&scene.author, "acme", token).await, 200);
+    }
+    let entries = scene.entries("token").await;
+    assert_eq!(entries.len(), 2);
+    let path = format!("/admin/orgs/acme/tokens/{id}");
+    scene.author.admin(http::Method::DELETE, &path).send().await.is(204);
+    for server in [&scene.author, &scene.victim().await] {
+        for (key, bytes) in &entries {
+            scene.set(key, bytes.clone()).await;
+        }
+        assert_eq!(me(server, "acme", &token).await, 401);
+        assert_eq!(me(server, "acme", &other).await, 200, "it was not revoked");
+    }
+}
+
+/// The tokens of an organisation that was removed are those of no other one with the same id, whoever remembers them.
+#[tokio::test]
+async fn tokens_of_a_removed_organisation_stay_dead() {
+    let scene = Scene::start().await;
+    let acme = scene.author.org("acme").await.is(200).body.clone();
+    let (_, token) = scene.author.token("acme", json!({ "user": "ada" })).await;
+    assert_eq!(me(&scene.author, "acme", &token).await, 200);
+    let entries = scene.entries("token").await;
+    scene.author.admin(http::Method::DELETE, "/admin/orgs/acme").send().await.is(204);
+    let backup = json!([{ "id": acme["id"], "slug": "acme", "name": "Acme" }]).to_string();
+    scene.author.state.orgs().import(&backup).await.expect("imported");
+    assert_eq!(scene.author.org("acme").await.is(200).body["id"], acme["id"]);
+    assert_eq!(me(&scene.author, "acme", &token).await, 401, "what this server remembers");
+    for (key, bytes) in entries {
+        scene.set(&key, bytes).await;
+    }
+    assert_eq!(me(&scene.author, "acme", &token).await, 401, "put back");
 }
