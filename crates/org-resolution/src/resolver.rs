@@ -14,6 +14,10 @@ use crate::rejection::{Problem, RETRY_LATER};
 /// How long an organisation is cached. Default of [`OrgResolver::new`]: 300 s.
 pub const ORG_TTL: Duration = Duration::from_secs(300);
 
+/// How long after [`ORG_TTL`] an organisation is still served when the directory cannot answer: an outage of the database
+/// of ten minutes is none of what was in use. One that was changed was forgotten, and is not served.
+pub const ORG_STALE_IF_ERROR: Duration = Duration::from_secs(600);
+
 /// The longest a look-up in the directory may take: a caller waits no longer for a database that hangs.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -21,7 +25,8 @@ pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// Entries stand under `org:<slug>`, `org:id:<id>` and `org:domain:<host>`, for [`ORG_TTL`]. "There is no such
 /// organisation" is remembered for 30 s, in this process only: anybody can invent names, and must not fill the
-/// shared tier with them.
+/// shared tier with them. When the directory fails what was
+/// known is served for [`ORG_STALE_IF_ERROR`] more.
 #[derive(Debug, Clone)]
 pub struct OrgResolver {
     by_slug: TenantCache<Slug, OrgContext>,
@@ -182,6 +187,8 @@ fn org_domain<K: tenant_cache::CacheKey>(
         .version(version)
         .scope(Scope::Global)
         .ttl(ORG_TTL)
+        .stale_while_revalidate(Duration::ZERO)
+        .stale_if_error(ORG_STALE_IF_ERROR)
         .negative_ttl(Duration::from_secs(30))
         .negative_tier(NegativeTier::Near)
         .capacity(10_000)

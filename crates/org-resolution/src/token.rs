@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use cache_core::{CacheError, Clock, LockError, LockOptions, Locks, Scope, UserId};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use tenant_cache::{Caches, NegativeTier, TenantCache};
+use tenant_cache::{Caches, NegativeTier, Policy, TenantCache};
 use tokio::sync::Semaphore;
 
 use crate::org::{OrgContext, OrgId};
@@ -183,6 +183,8 @@ impl TokenService {
         let (lives, now) = (Arc::clone(&policy), clock.clone());
         let tokens = caches
             .domain("token")
+            // Nothing of the application's defaults: a token is never served stale, nor refreshed without a caller who has it.
+            .policy(Policy::default())
             .version(version)
             .scope(Scope::Global)
             .ttl(policy.cap)

@@ -209,3 +209,20 @@ async fn another_organisation_than_asked_for_is_not_served() {
         assert_eq!((found.org.slug.as_str(), found.source), ("globex", Source::Origin));
     }
 }
+
+/// While the directory is away an organisation in use is served for ten minutes more; one that was changed is not.
+#[tokio::test]
+async fn an_outage_of_the_directory_is_bridged_within_its_limit() {
+    let (fleet, directory) = (fleet(), Directory::with([org("acme"), org("globex")]));
+    let orgs = resolver(&fleet.here, &directory);
+    for name in ["acme", "globex"] {
+        orgs.by_slug(&slug(name)).await.unwrap();
+    }
+    directory.gate.set_broken(true);
+    fleet.hand.advance(Duration::from_secs(500));
+    assert_eq!(orgs.by_slug(&slug("acme")).await.unwrap().org.name, "ACME");
+    orgs.forget(&[&org("globex")]).await.unwrap();
+    assert_eq!(orgs.by_slug(&slug("globex")).await.unwrap_err().code(), "store_unavailable");
+    fleet.hand.advance(Duration::from_secs(401));
+    assert_eq!(orgs.by_slug(&slug("acme")).await.unwrap_err().code(), "store_unavailable");
+}

@@ -397,3 +397,45 @@ fn a_digest_is_shown_in_part() {
     let digest = TokenDigest::of(&org_id("a"), "", &secret(TOKEN));
     assert!(!format!("{digest:?}").contains(&digest.to_string()));
 }
+
+/// What an application lets its cache domains begin with is not for tokens: none is served stale, and none is refreshed
+/// without the caller who has it.
+#[tokio::test]
+async fn defaults_of_the_application_are_not_for_tokens() {
+    let fleet = fleet();
+    let validator = ann(&fleet);
+    let mut lax = tenant_cache::Policy::default();
+    lax.stale_if_error = Duration::from_secs(24 * 60 * 60);
+    lax.stale_while_revalidate = Duration::from_secs(24 * 60 * 60);
+    lax.refresh_ahead = Some(0.1);
+    let far: Arc<dyn CacheService> = fleet.far.clone();
+    let caches = tenant_cache::Caches::builder().far(far).clock(fleet.hand.clock()).defaults(lax);
+    let service = tokens(&fleet, &caches.build().unwrap(), &validator);
+    for _ in 0..4 {
+        service.validate(&org("acme"), &secret(TOKEN)).await.unwrap();
+        fleet.hand.advance(Duration::from_secs(50));
+        tokio::task::yield_now().await;
+    }
+    validator.gate.set_broken(true);
+    fleet.hand.advance(Duration::from_secs(301));
+    let failed = service.validate(&org("acme"), &secret(TOKEN)).await.unwrap_err();
+    assert!(!matches!(failed, TokenError::Invalid), "{failed}");
+}
+
+/// A token without a scope that the routes ask for is told which one, and that it is not the token's validity.
+#[tokio::test]
+async fn scopes_are_required_at_the_door() {
+    let fleet = fleet();
+    let validator = ann(&fleet);
+    let ask = || me("acme.example.com", &format!("Bearer {TOKEN}"));
+    let reading = app(&fleet, &validator, |layer| layer.requiring(["read"]));
+    assert!(call(&reading, ask()).await.status().is_success());
+    let fleet = support::fleet();
+    let writing = app(&fleet, &ann(&fleet), |layer| layer.requiring(["read", "write"]));
+    let refused = call(&writing, ask()).await;
+    let challenge = "Bearer error=\"insufficient_scope\", scope=\"read write\"";
+    assert_eq!(refused.headers()["www-authenticate"], challenge);
+    assert_eq!(problem(refused).await, (403, "insufficient_scope".into()));
+    let guess = call(&writing, me("acme.example.com", "Bearer guess")).await;
+    assert_eq!(problem(guess).await, (401, "invalid_token".into()));
+}
