@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use cache_core::{CacheService, ConcurrencyService, InvalidationBus, Presence, RateLimits};
+use cache_core::{CacheService, ConcurrencyService, InvalidationBus, Presence, RateLimits, Sealer};
 use tenant_cache::{Caches, Policy};
 
 use crate::assembly::{self, Foundation};
 use crate::error::AppError;
 use crate::plain_cache::PlainCache;
 use crate::services::{AppService, Coordination, Parts};
-use crate::{AppSettings, EnvSettings, SettingService};
+use crate::{AppSettings, Backend, EnvSettings, SettingService};
 
 /// Assembles an [`AppService`].
 ///
@@ -40,6 +40,7 @@ pub struct AppServiceBuilder {
     rate_limiter: Option<Arc<dyn RateLimits>>,
     presence: Option<Arc<dyn Presence>>,
     cache_defaults: Option<Policy>,
+    sealer: Option<Arc<dyn Sealer>>,
     /// The first method that was called twice; told by `build`, so that calls can be chained.
     twice: Option<&'static str>,
 }
@@ -106,6 +107,14 @@ impl AppServiceBuilder {
         self
     }
 
+    /// Seals what cache domains keep in the far tier, bound to `REDIS_KEY_PREFIX`; see
+    /// [`CachesBuilder::sealer`](tenant_cache::CachesBuilder::sealer). The plain
+    /// [`cache_service`](AppService::cache_service) stays as it is. Default: none.
+    pub fn sealer(mut self, sealer: Arc<dyn Sealer>) -> Self {
+        set(&mut self.sealer, sealer, "sealer", &mut self.twice);
+        self
+    }
+
     /// Reads the settings and assembles the services. With Redis one attempt to reach it is made, so that it
     /// being away is said now: a warning, or an error with `REDIS_ON_UNAVAILABLE=fail`.
     ///
@@ -125,7 +134,7 @@ impl AppServiceBuilder {
             Some(Source::Read(settings)) => *settings,
         };
         let foundation = assembly::lay(&settings, self.cache, self.bus).await?;
-        let caches = caches(&settings, self.cache_defaults, &foundation)?;
+        let caches = caches(&settings, self.cache_defaults, self.sealer, &foundation)?;
         let (concurrency, coordination) = match self.concurrency {
             Some(own) => (own, Coordination::Own),
             None => (foundation.concurrency, foundation.coordination),
@@ -157,6 +166,7 @@ fn set<T>(slot: &mut Option<T>, value: T, name: &'static str, twice: &mut Option
 fn caches(
     settings: &AppSettings,
     defaults: Option<Policy>,
+    sealer: Option<Arc<dyn Sealer>>,
     foundation: &Foundation,
 ) -> Result<Caches, AppError> {
     let defaults = defaults.unwrap_or_else(|| {
@@ -166,10 +176,22 @@ fn caches(
         policy
     });
     let caches = Caches::builder().far(Arc::clone(&foundation.cache)).defaults(defaults);
+    let caches = match sealer {
+        Some(sealer) => caches.sealer(sealer).namespace(key_prefix(settings)),
+        None => caches,
+    };
     let caches = match &foundation.bus {
         // A cache that is on a bus brings it along.
         Some(bus) if foundation.cache.bus().is_none() => caches.bus(Arc::clone(bus)),
         _ => caches,
     };
     Ok(caches.build()?)
+}
+
+/// What separates this deployment's keys from those of others on the same server.
+fn key_prefix(settings: &AppSettings) -> &str {
+    match &settings.backend {
+        Backend::Memory => "",
+        Backend::Redis(redis) => &redis.key_prefix,
+    }
 }

@@ -9,6 +9,8 @@ use crate::org::{OrgContext, OrgId, Slug};
 
 /// Where organisations come from. Object safe; you implement it on your database.
 ///
+/// Answers what was asked for: an organisation with another slug, id or host than the one in question is not served.
+///
 /// # Errors
 /// All methods: [`DirectoryError`] when the database cannot answer. "There is no such organisation" is
 /// `Ok(None)`, not an error.

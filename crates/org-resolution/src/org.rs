@@ -186,6 +186,11 @@ pub struct OrgContext {
     /// A host of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom_domain: Option<String>,
+    /// Under which its validated tokens are cached: another one after each revocation, never one that was before, also
+    /// when an organisation is removed and made again. What was validated before is then found no more, in whichever tier
+    /// somebody puts it back. 0 for a directory that has none.
+    #[serde(default)]
+    pub token_generation: u64,
     /// Its secrets by field, sealed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, Sealed>,

@@ -21,7 +21,7 @@ pub struct Problem {
     detail: String,
     problems: Vec<String>,
     retry_after: Option<Duration>,
-    challenge: Option<&'static str>,
+    challenge: Option<Box<str>>,
     violated: Option<Box<str>>,
 }
 
@@ -88,12 +88,15 @@ impl Problem {
     /// `unauthorized`: credentials are missing.
     pub fn unauthorized() -> Self {
         let detail = "This needs an `Authorization: Bearer …` header.";
-        Self { challenge: Some("Bearer"), ..Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail) }
+        Self {
+            challenge: Some("Bearer".into()),
+            ..Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+        }
     }
 
     /// `invalid_token`: credentials are there and not valid.
     pub fn invalid_token() -> Self {
-        let challenge = Some("Bearer error=\"invalid_token\"");
+        let challenge = Some("Bearer error=\"invalid_token\"".into());
         let detail = "The bearer token is not valid.";
         Self { challenge, ..Self::new(StatusCode::UNAUTHORIZED, "invalid_token", detail) }
     }
@@ -101,6 +104,14 @@ impl Problem {
     /// `not_found`: there is nothing here.
     pub fn not_found(what: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("There is no such {what}."))
+    }
+
+    /// `insufficient_scope`: the token is valid, and lacks one of these scopes.
+    pub fn insufficient_scope(required: &[String]) -> Self {
+        let challenge = format!("Bearer error=\"insufficient_scope\", scope=\"{}\"", required.join(" "));
+        let detail = "The bearer token lacks a scope that this needs.";
+        let problem = Self::new(StatusCode::FORBIDDEN, "insufficient_scope", detail);
+        Self { challenge: Some(challenge.into()), ..problem }
     }
 
     /// `invalid_body`: the body is understood and breaks rules; all of them are listed.
@@ -164,8 +175,9 @@ impl IntoResponse for Problem {
         if let Some(retry_after) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry_after)));
         }
-        if let Some(challenge) = self.challenge {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        // Only a scope with control characters has none.
+        if let Some(challenge) = self.challenge.and_then(|text| HeaderValue::from_str(&text).ok()) {
+            headers.insert(WWW_AUTHENTICATE, challenge);
         }
         response
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cache_core::{CacheError, LoadError, Scope};
+use metrics::counter;
 use tenant_cache::{Caches, NegativeTier, Source, TenantCache};
 
 use crate::directory::{DirectoryError, OrgDirectory};
@@ -13,6 +14,10 @@ use crate::rejection::{Problem, RETRY_LATER};
 /// How long an organisation is cached. Default of [`OrgResolver::new`]: 300 s.
 pub const ORG_TTL: Duration = Duration::from_secs(300);
 
+/// How long after [`ORG_TTL`] an organisation is still served when the directory cannot answer: an outage of the database
+/// of ten minutes is none of what was in use. One that was changed was forgotten, and is not served.
+pub const ORG_STALE_IF_ERROR: Duration = Duration::from_secs(600);
+
 /// The longest a look-up in the directory may take: a caller waits no longer for a database that hangs.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -20,7 +25,8 @@ pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// Entries stand under `org:<slug>`, `org:id:<id>` and `org:domain:<host>`, for [`ORG_TTL`]. "There is no such
 /// organisation" is remembered for 30 s, in this process only: anybody can invent names, and must not fill the
-/// shared tier with them.
+/// shared tier with them. When the directory fails what was
+/// known is served for [`ORG_STALE_IF_ERROR`] more.
 #[derive(Debug, Clone)]
 pub struct OrgResolver {
     by_slug: TenantCache<Slug, OrgContext>,
@@ -80,7 +86,7 @@ impl OrgResolver {
     /// A [`Problem`]: `org_not_found` (unknown, deleted), `org_suspended` (suspended, or a status this version
     /// does not know), `store_unavailable`.
     pub async fn by_slug(&self, slug: &Slug) -> Result<Resolved, Problem> {
-        usable(self.by_slug.lookup(slug).await)
+        usable(found(&self.by_slug, slug, |org| org.slug == *slug).await)
     }
 
     /// The usable organisation with an id.
@@ -88,7 +94,7 @@ impl OrgResolver {
     /// # Errors
     /// As [`by_slug`](Self::by_slug).
     pub async fn by_id(&self, id: &OrgId) -> Result<Resolved, Problem> {
-        usable(self.by_id.lookup(id).await)
+        usable(found(&self.by_id, id, |org| org.id == *id).await)
     }
 
     /// The usable organisation with a host of its own.
@@ -96,18 +102,24 @@ impl OrgResolver {
     /// # Errors
     /// As [`by_slug`](Self::by_slug).
     pub async fn by_domain(&self, domain: &str) -> Result<Resolved, Problem> {
-        usable(self.by_domain.lookup(&domain.to_owned()).await)
+        usable(self.found_by_domain(domain).await)
     }
 
     /// As [`by_domain`](Self::by_domain); `None` when nobody has this host.
     pub(crate) async fn by_domain_if_known(&self, domain: &str) -> Result<Option<Resolved>, Problem> {
-        let found = self.by_domain.lookup(&domain.to_owned()).await;
+        let found = self.found_by_domain(domain).await;
         match &found {
-            Ok(found) if found.value.is_none() => Ok(None),
+            Ok((None, _)) => Ok(None),
             // No organisation has a host that cannot even be a key.
             Err(CacheError::InvalidKey(_)) => Ok(None),
             _ => usable(found).map(Some),
         }
+    }
+
+    async fn found_by_domain(&self, domain: &str) -> Answer {
+        let has_it =
+            |org: &OrgContext| org.custom_domain.as_ref().is_some_and(|own| own.eq_ignore_ascii_case(domain));
+        found(&self.by_domain, &domain.to_owned(), has_it).await
     }
 
     /// Forgets everything under which these states of an organisation are known: what it was and what it is.
@@ -191,6 +203,8 @@ fn org_domain<K: tenant_cache::CacheKey>(
         .version(version)
         .scope(Scope::Global)
         .ttl(ORG_TTL)
+        .stale_while_revalidate(Duration::ZERO)
+        .stale_if_error(ORG_STALE_IF_ERROR)
         .negative_ttl(Duration::from_secs(30))
         .negative_tier(NegativeTier::Near)
         .capacity(10_000)
@@ -198,11 +212,31 @@ fn org_domain<K: tenant_cache::CacheKey>(
         .timeout(LOOKUP_TIMEOUT)
 }
 
-fn usable(found: Result<tenant_cache::Found<OrgContext>, CacheError>) -> Result<Resolved, Problem> {
-    let found = found.map_err(|error| unavailable(&error))?;
-    let org = found.value.ok_or_else(Problem::org_not_found)?;
+/// What was found, and who knew it.
+type Answer = Result<(Option<Arc<OrgContext>>, Source), CacheError>;
+
+/// Looks a key up, and compares what was found with what was asked, whichever tier it came from. Another organisation is
+/// counted and asked for again at the directory; one that the directory itself confuses is not served.
+async fn found<K: tenant_cache::CacheKey>(
+    cache: &TenantCache<K, OrgContext>,
+    key: &K,
+    is_it: impl Fn(&OrgContext) -> bool,
+) -> Answer {
+    let found = cache.lookup(key).await?;
+    if found.value.as_deref().is_none_or(&is_it) {
+        return Ok((found.value, found.source));
+    }
+    counter!("org_mismatches_total").increment(1);
+    tracing::warn!(cache = cache.domain(), source = ?found.source, "another organisation than the one asked for");
+    let value = if found.source == Source::Origin { None } else { Box::pin(cache.refresh(key)).await? };
+    Ok((value.filter(|org| is_it(org)), Source::Origin))
+}
+
+fn usable(found: Answer) -> Result<Resolved, Problem> {
+    let (org, source) = found.map_err(|error| unavailable(&error))?;
+    let org = org.ok_or_else(Problem::org_not_found)?;
     match org.status {
-        OrgStatus::Active => Ok(Resolved { org, source: found.source }),
+        OrgStatus::Active => Ok(Resolved { org, source }),
         OrgStatus::Deleted => Err(Problem::org_not_found()),
         // Closed, too, for a status that this version does not know.
         OrgStatus::Suspended | OrgStatus::Unknown(_) => Err(Problem::org_suspended()),

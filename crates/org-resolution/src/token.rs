@@ -3,7 +3,8 @@
 //! Validated tokens are cached under `token:<digest>`, the full SHA-256 over organisation, audience and token,
 //! each with its length in front. The token itself is in no key, value, log or span. An entry lives until the
 //! token ends, at most [`TokenPolicy::cap`]; the end is checked again on every hit. Revocation is an
-//! invalidation, so it wins over a validation in flight.
+//! invalidation, so it wins over a validation in flight. The digest is changed by the organisation's token generation: an
+//! entry from before a revocation is not found any more, also when somebody puts it back.
 
 mod digest;
 
@@ -17,10 +18,10 @@ use async_trait::async_trait;
 use cache_core::{CacheError, Clock, LockError, LockOptions, Locks, Scope, UserId};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use tenant_cache::{Caches, NegativeTier, TenantCache};
+use tenant_cache::{Caches, NegativeTier, Policy, TenantCache};
 use tokio::sync::Semaphore;
 
-use crate::org::OrgId;
+use crate::org::{OrgContext, OrgId};
 use crate::rejection::{Problem, RETRY_LATER};
 use crate::resolver::LOOKUP_TIMEOUT;
 
@@ -182,6 +183,8 @@ impl TokenService {
         let (lives, now) = (Arc::clone(&policy), clock.clone());
         let tokens = caches
             .domain("token")
+            // Nothing of the application's defaults: a token is never served stale, nor refreshed without a caller who has it.
+            .policy(Policy::default())
             .version(version)
             .scope(Scope::Global)
             .ttl(policy.cap)
@@ -210,7 +213,11 @@ impl TokenService {
     ///
     /// # Cancel safety
     /// May be dropped at any time.
-    pub async fn validate(&self, org: &OrgId, token: &SecretString) -> Result<Arc<CachedToken>, TokenError> {
+    pub async fn validate(
+        &self,
+        org: &OrgContext,
+        token: &SecretString,
+    ) -> Result<Arc<CachedToken>, TokenError> {
         self.validate_in_turn(org, token, None).await
     }
 
@@ -218,7 +225,7 @@ impl TokenService {
     /// none.
     pub(crate) async fn validate_in_turn(
         &self,
-        org: &OrgId,
+        org: &OrgContext,
         token: &SecretString,
         turns: Option<Arc<Semaphore>>,
     ) -> Result<Arc<CachedToken>, TokenError> {
@@ -228,8 +235,8 @@ impl TokenService {
         if !(self.plausible)(token) {
             return Err(TokenError::Invalid);
         }
-        let digest = TokenDigest::of(org, &self.policy.audience, token);
-        let (validator, org_id, token) = (Arc::clone(&self.validator), org.clone(), token.clone());
+        let digest = self.digest(org, token);
+        let (validator, org_id, token) = (Arc::clone(&self.validator), org.id.clone(), token.clone());
         let load = move || {
             let (validator, org, token) = (Arc::clone(&validator), org_id.clone(), token.clone());
             let turns = turns.clone();
@@ -245,7 +252,7 @@ impl TokenService {
         if found.expires_at <= self.clock.unix_ms() {
             return Err(TokenError::Invalid);
         }
-        if found.org != *org {
+        if found.org != org.id {
             return Err(TokenError::OrgMismatch);
         }
         Ok(found)
@@ -254,15 +261,19 @@ impl TokenService {
     /// Whether memory holds this token as a valid one: it was presented here lately, and not revoked since.
     /// Asks nobody.
     #[must_use]
-    pub fn knows(&self, org: &OrgId, token: &SecretString) -> bool {
+    pub fn knows(&self, org: &OrgContext, token: &SecretString) -> bool {
         if token.expose_secret().len() > MAX_TOKEN_BYTES {
             return false;
         }
-        let known = self.tokens.peek(&TokenDigest::of(org, &self.policy.audience, token));
-        matches!(known, Ok(Some(known)) if known.org == *org && known.expires_at > self.clock.unix_ms())
+        let known = self.tokens.peek(&self.digest(org, token));
+        matches!(known, Ok(Some(known)) if known.org == org.id && known.expires_at > self.clock.unix_ms())
     }
 
-    /// Forgets a token that was revoked. After `Ok` this instance does not accept it, and the others stop
+    fn digest(&self, org: &OrgContext, token: &SecretString) -> TokenDigest {
+        TokenDigest::of(&org.id, &self.policy.audience, token).under(org.token_generation)
+    }
+
+    /// Forgets a token that was revoked, by the digest [under](TokenDigest::under) which it was cached. After `Ok` this instance does not accept it, and the others stop
     /// within the staleness bound of the bus. Call it after the revocation was committed.
     ///
     /// # Errors

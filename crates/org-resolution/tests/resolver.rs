@@ -174,3 +174,55 @@ async fn another_directory_is_refused() {
     let error = org_resolution::OrgResolver::new(&fleet.here, Directory::with([org("acme")])).unwrap_err();
     assert!(matches!(error, CacheError::Configuration { .. }), "{error:?}");
 }
+
+/// Bytes of one organisation in the place of another are not served, though the entry says that it belongs there: the
+/// directory is asked. Nor is what the directory itself confuses.
+#[tokio::test]
+async fn another_organisation_than_asked_for_is_not_served() {
+    let fleet = fleet();
+    let with_domain = |slug: &str| OrgContext { custom_domain: Some(format!("{slug}.test")), ..org(slug) };
+    let directory = Directory::with([with_domain("acme"), with_domain("globex")]);
+    let orgs = resolver(&fleet.here, &directory);
+    for name in ["acme", "globex"] {
+        orgs.by_slug(&slug(name)).await.unwrap();
+        orgs.by_id(&org_id(&format!("id-{name}"))).await.unwrap();
+        orgs.by_domain(&format!("{name}.test")).await.unwrap();
+    }
+    for (from, to) in [
+        ("org:acme", "org:globex"),
+        ("org:id:id-acme", "org:id:id-globex"),
+        ("org:domain:acme.test", "org:domain:globex.test"),
+    ] {
+        let held = fleet.far.get_bytes(to).await.unwrap().expect("it is stored");
+        let mut moved = fleet.far.get_bytes(from).await.unwrap().expect("it is stored").to_vec();
+        // The hash of the key.
+        moved[17..25].copy_from_slice(&held[17..25]);
+        fleet.far.set_bytes(to, moved.into(), Ttl::For(Duration::from_secs(60))).await.unwrap();
+    }
+    let there = resolver(&fleet.there, &directory);
+    let found = [
+        there.by_slug(&slug("globex")).await.unwrap(),
+        there.by_id(&org_id("id-globex")).await.unwrap(),
+        there.by_domain("globex.test").await.unwrap(),
+    ];
+    for found in found {
+        assert_eq!((found.org.slug.as_str(), found.source), ("globex", Source::Origin));
+    }
+}
+
+/// While the directory is away an organisation in use is served for ten minutes more; one that was changed is not.
+#[tokio::test]
+async fn an_outage_of_the_directory_is_bridged_within_its_limit() {
+    let (fleet, directory) = (fleet(), Directory::with([org("acme"), org("globex")]));
+    let orgs = resolver(&fleet.here, &directory);
+    for name in ["acme", "globex"] {
+        orgs.by_slug(&slug(name)).await.unwrap();
+    }
+    directory.gate.set_broken(true);
+    fleet.hand.advance(Duration::from_secs(500));
+    assert_eq!(orgs.by_slug(&slug("acme")).await.unwrap().org.name, "ACME");
+    orgs.forget(&[&org("globex")]).await.unwrap();
+    assert_eq!(orgs.by_slug(&slug("globex")).await.unwrap_err().code(), "store_unavailable");
+    fleet.hand.advance(Duration::from_secs(401));
+    assert_eq!(orgs.by_slug(&slug("acme")).await.unwrap_err().code(), "store_unavailable");
+}

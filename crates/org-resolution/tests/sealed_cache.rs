@@ -226,3 +226,81 @@ mod redis {
         assert_eq!(instance(Some(ring(&[KEY_1]))).get("acme", "k").await.1, Source::Far);
     }
 }
+
+/// Caches that seal whatever their domains are.
+fn sealing(shared: &Shared, namespace: &str) -> Caches {
+    let caches = Caches::builder().far(Arc::clone(&shared.far)).clock(shared.hand.clock());
+    caches.sealer(ring(&[KEY_1])).namespace(namespace).build().unwrap()
+}
+
+fn plain_domain(caches: &Caches) -> tenant_cache::DomainBuilder<String, String> {
+    caches.domain("rows").ttl(Duration::from_secs(60)).jitter(0.0)
+}
+
+fn loading(domain: tenant_cache::DomainBuilder<String, String>) -> TenantCache<String, String> {
+    domain
+        .load(|key: String| async move { Ok::<_, std::io::Error>(Some(format!("{SECRET}:{key}"))) })
+        .unwrap()
+}
+
+async fn source(cache: &TenantCache<String, String>) -> Source {
+    let context = RequestContext::new(TenantId::new("acme").unwrap());
+    context.scope(cache.lookup(&"k".to_owned())).await.unwrap().source
+}
+
+/// The sealer of the caches is that of each domain, unless the domain says by name that it seals not; and that is part of
+/// its definition.
+#[tokio::test]
+async fn caches_seal_unless_a_domain_opts_out() {
+    let shared = Shared::new();
+    let caches = sealing(&shared, "");
+    let sealed = loading(plain_domain(&caches));
+    source(&sealed).await;
+    assert_eq!(shared.raw("acme:rows:k").await[0] & 0x40, 0x40);
+    let again = plain_domain(&caches).unsealed().load(|_: String| async { Ok::<_, std::io::Error>(None) });
+    assert!(again.is_err(), "another definition");
+    drop(sealed);
+    let caches = sealing(&shared, "");
+    let plain = loading(plain_domain(&caches).unsealed());
+    assert_eq!(source(&plain).await, Source::Origin, "what is sealed is none of its entries");
+    assert!(shared.raw("acme:rows:k").await.windows(7).any(|part| part == b"hunter2"));
+}
+
+/// An entry of another deployment on the same store, with the same keys, does not open.
+#[tokio::test]
+async fn an_entry_is_bound_to_its_deployment() {
+    let shared = Shared::new();
+    let (ours, theirs) = (sealing(&shared, "ours:"), sealing(&shared, "theirs:"));
+    assert_eq!(source(&loading(plain_domain(&theirs))).await, Source::Origin);
+    let stored = shared.raw("acme:rows:k").await;
+    let ours_cache = loading(plain_domain(&ours));
+    assert_eq!(source(&ours_cache).await, Source::Origin, "not even its groups are");
+    shared.put("acme:rows:k", stored).await;
+    let reader = loading(plain_domain(&sealing(&shared, "ours:")));
+    assert_eq!((source(&reader).await, reader.stats().damaged), (Source::Origin, 1));
+    assert_eq!(source(&loading(plain_domain(&sealing(&shared, "ours:")))).await, Source::Far);
+}
+
+/// A group cannot be given the number that a dead entry carries: neither by writing it there, nor by moving the number of
+/// another group there.
+#[tokio::test]
+async fn a_dead_entry_is_not_revived_by_its_number() {
+    let shared = Shared::new();
+    let group = "gen:t:acme:rows";
+    let cache = loading(plain_domain(&sealing(&shared, "")));
+    source(&cache).await;
+    let (entry, before) = (shared.raw("acme:rows:k").await, shared.raw(group).await);
+    let context = RequestContext::new(TenantId::new("acme").unwrap());
+    context.scope(cache.invalidate_all()).await.unwrap();
+    let now = shared.raw(group).await;
+    let all = shared.raw("gen:all").await;
+    let mixed = [&before[..16], &now[16..]].concat();
+    for (what, forged) in
+        [("alone", before[..16].to_vec()), ("with the proof of the new one", mixed), ("of all", all)]
+    {
+        shared.put(group, forged).await;
+        shared.put("acme:rows:k", entry.clone()).await;
+        let reader = loading(plain_domain(&sealing(&shared, "")));
+        assert_eq!(source(&reader).await, Source::Origin, "{what}");
+    }
+}

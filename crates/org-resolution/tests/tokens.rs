@@ -41,7 +41,7 @@ fn ann(fleet: &Fleet) -> Arc<Validator> {
 async fn the_token_is_in_no_key_and_no_value() {
     let fleet = fleet();
     let service = tokens(&fleet, &fleet.here, &ann(&fleet));
-    let found = service.validate(&org_id("id-acme"), &secret(TOKEN)).await.unwrap();
+    let found = service.validate(&org("acme"), &secret(TOKEN)).await.unwrap();
     assert_eq!(found.user.as_str(), "ann");
     let key = format!("token:{}", TokenDigest::of(&org_id("id-acme"), "", &secret(TOKEN)));
     let stored = fleet.far.get_bytes(&key).await.unwrap().expect("cached under its digest");
@@ -56,11 +56,11 @@ async fn a_token_is_validated_once_per_cap() {
     let validator = ann(&fleet);
     let (here, there) = (tokens(&fleet, &fleet.here, &validator), tokens(&fleet, &fleet.there, &validator));
     for service in [&here, &there, &here] {
-        service.validate(&org_id("id-acme"), &secret(TOKEN)).await.unwrap();
+        service.validate(&org("acme"), &secret(TOKEN)).await.unwrap();
     }
     assert_eq!(validator.gate.calls(), 1);
     fleet.hand.advance(Duration::from_secs(301));
-    here.validate(&org_id("id-acme"), &secret(TOKEN)).await.unwrap();
+    here.validate(&org("acme"), &secret(TOKEN)).await.unwrap();
     assert_eq!(validator.gate.calls(), 2);
 }
 
@@ -74,12 +74,12 @@ async fn an_ended_token_is_refused_also_from_the_cache() {
     let late = cache_core::ManualClock::new();
     let service =
         TokenService::new(&fleet.here, validator.clone(), TokenPolicy::default(), late.clock()).unwrap();
-    service.validate(&org_id("id-acme"), &secret(TOKEN)).await.unwrap();
-    assert!(service.knows(&org_id("id-acme"), &secret(TOKEN)));
+    service.validate(&org("acme"), &secret(TOKEN)).await.unwrap();
+    assert!(service.knows(&org("acme"), &secret(TOKEN)));
     late.advance(Duration::from_secs(61));
-    let refused = service.validate(&org_id("id-acme"), &secret(TOKEN)).await.unwrap_err();
+    let refused = service.validate(&org("acme"), &secret(TOKEN)).await.unwrap_err();
     assert!(matches!(refused, TokenError::Invalid), "{refused}");
-    assert!(!service.knows(&org_id("id-acme"), &secret(TOKEN)));
+    assert!(!service.knows(&org("acme"), &secret(TOKEN)));
     assert_eq!(validator.gate.calls(), 1, "it was a hit");
 }
 
@@ -93,7 +93,7 @@ async fn revocation_wins_over_a_validation_in_flight() {
     validator.gate.close();
     let validate = |service: &TokenService| {
         let service = service.clone();
-        tokio::spawn(async move { service.validate(&org_id("id-acme"), &secret(TOKEN)).await })
+        tokio::spawn(async move { service.validate(&org("acme"), &secret(TOKEN)).await })
     };
     let slow = validate(&there);
     validator.gate.holds(1).await;
@@ -115,14 +115,14 @@ async fn a_failing_validator_is_not_remembered() {
     let validator = ann(&fleet);
     let service = tokens(&fleet, &fleet.here, &validator);
     validator.gate.set_broken(true);
-    let failed = service.validate(&org_id("id-acme"), &secret(TOKEN)).await.unwrap_err();
+    let failed = service.validate(&org("acme"), &secret(TOKEN)).await.unwrap_err();
     assert!(matches!(failed, TokenError::Cache(_)), "{failed:?}");
     assert!(!format!("{failed} {failed:?}").contains("s3cr3t"));
     validator.gate.set_broken(false);
-    service.validate(&org_id("id-acme"), &secret(TOKEN)).await.unwrap();
+    service.validate(&org("acme"), &secret(TOKEN)).await.unwrap();
     assert_eq!(validator.gate.calls(), 2);
     for _ in 0..2 {
-        service.validate(&org_id("id-acme"), &secret("guess")).await.unwrap_err();
+        service.validate(&org("acme"), &secret("guess")).await.unwrap_err();
     }
     assert_eq!(validator.gate.calls(), 3);
     let key = format!("token:{}", TokenDigest::of(&org_id("id-acme"), "", &secret("guess")));
@@ -135,10 +135,10 @@ async fn a_huge_token_is_refused_unseen() {
     let fleet = fleet();
     let validator = ann(&fleet);
     let service = tokens(&fleet, &fleet.here, &validator);
-    let refused = service.validate(&org_id("id-acme"), &secret(&"x".repeat(MAX_TOKEN_BYTES + 1))).await;
+    let refused = service.validate(&org("acme"), &secret(&"x".repeat(MAX_TOKEN_BYTES + 1))).await;
     assert!(matches!(refused, Err(TokenError::TooLong)));
     assert_eq!(validator.gate.calls(), 0);
-    let refused = service.validate(&org_id("id-acme"), &secret(&"x".repeat(MAX_TOKEN_BYTES))).await;
+    let refused = service.validate(&org("acme"), &secret(&"x".repeat(MAX_TOKEN_BYTES))).await;
     assert!(matches!(refused, Err(TokenError::Invalid)));
     assert_eq!(validator.gate.calls(), 1);
 }
@@ -319,12 +319,12 @@ async fn what_cannot_be_a_token_costs_no_look_up() {
     let validator = ann(&fleet);
     let plausible = |token: &SecretString| token.expose_secret().starts_with("s3cr3t");
     let service = tokens(&fleet, &fleet.here, &validator).refusing_unless(plausible);
-    let refused = service.validate(&org_id("id-acme"), &secret("guess")).await;
+    let refused = service.validate(&org("acme"), &secret("guess")).await;
     assert!(matches!(refused, Err(TokenError::Invalid)), "{refused:?}");
     assert_eq!(validator.gate.calls(), 0);
     let key = format!("token:{}", TokenDigest::of(&org_id("id-acme"), "", &secret("guess")));
     assert_eq!(fleet.far.get_bytes(&key).await.unwrap(), None);
-    service.validate(&org_id("id-acme"), &secret(TOKEN)).await.unwrap();
+    service.validate(&org("acme"), &secret(TOKEN)).await.unwrap();
 }
 
 /// A store of limits that is away.
@@ -396,4 +396,46 @@ impl std::io::Write for Log {
 fn a_digest_is_shown_in_part() {
     let digest = TokenDigest::of(&org_id("a"), "", &secret(TOKEN));
     assert!(!format!("{digest:?}").contains(&digest.to_string()));
+}
+
+/// What an application lets its cache domains begin with is not for tokens: none is served stale, and none is refreshed
+/// without the caller who has it.
+#[tokio::test]
+async fn defaults_of_the_application_are_not_for_tokens() {
+    let fleet = fleet();
+    let validator = ann(&fleet);
+    let mut lax = tenant_cache::Policy::default();
+    lax.stale_if_error = Duration::from_secs(24 * 60 * 60);
+    lax.stale_while_revalidate = Duration::from_secs(24 * 60 * 60);
+    lax.refresh_ahead = Some(0.1);
+    let far: Arc<dyn CacheService> = fleet.far.clone();
+    let caches = tenant_cache::Caches::builder().far(far).clock(fleet.hand.clock()).defaults(lax);
+    let service = tokens(&fleet, &caches.build().unwrap(), &validator);
+    for _ in 0..4 {
+        service.validate(&org("acme"), &secret(TOKEN)).await.unwrap();
+        fleet.hand.advance(Duration::from_secs(50));
+        tokio::task::yield_now().await;
+    }
+    validator.gate.set_broken(true);
+    fleet.hand.advance(Duration::from_secs(301));
+    let failed = service.validate(&org("acme"), &secret(TOKEN)).await.unwrap_err();
+    assert!(!matches!(failed, TokenError::Invalid), "{failed}");
+}
+
+/// A token without a scope that the routes ask for is told which one, and that it is not the token's validity.
+#[tokio::test]
+async fn scopes_are_required_at_the_door() {
+    let fleet = fleet();
+    let validator = ann(&fleet);
+    let ask = || me("acme.example.com", &format!("Bearer {TOKEN}"));
+    let reading = app(&fleet, &validator, |layer| layer.requiring(["read"]));
+    assert!(call(&reading, ask()).await.status().is_success());
+    let fleet = support::fleet();
+    let writing = app(&fleet, &ann(&fleet), |layer| layer.requiring(["read", "write"]));
+    let refused = call(&writing, ask()).await;
+    let challenge = "Bearer error=\"insufficient_scope\", scope=\"read write\"";
+    assert_eq!(refused.headers()["www-authenticate"], challenge);
+    assert_eq!(problem(refused).await, (403, "insufficient_scope".into()));
+    let guess = call(&writing, me("acme.example.com", "Bearer guess")).await;
+    assert_eq!(problem(guess).await, (401, "invalid_token".into()));
 }

@@ -70,7 +70,7 @@ pub struct Orgs(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     store: Store,
-    ring: KeyRing,
+    ring: Arc<KeyRing>,
     resolver: OrgResolver,
     tokens: TokenService,
     caches: Caches,
@@ -78,8 +78,9 @@ struct Inner {
 }
 
 impl Orgs {
-    /// Organisations of a database, through the caches of an application. Proves first that the ring has the key that the
-    /// database was sealed with, and one for every secret; a new database remembers it. Seals nothing again.
+    /// Organisations of a database, through the caches of an application, which should seal with the same ring. Proves
+    /// first that the ring has the key that the database was sealed with, and one for every secret; a new database
+    /// remembers it. Seals nothing again.
     ///
     /// # Errors
     /// [`OrgsError::MasterKey`] and [`OrgsError::MissingKeys`] before anything else was done; [`OrgsError::Store`];
@@ -87,7 +88,7 @@ impl Orgs {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn open(store: Store, app: &AppService, ring: KeyRing) -> Result<Self, OrgsError> {
+    pub async fn open(store: Store, app: &AppService, ring: Arc<KeyRing>) -> Result<Self, OrgsError> {
         keys::prove(&store, &ring).await?;
         keys::check(&store, &ring).await?;
         Self::assemble(store, app, ring)
@@ -101,12 +102,16 @@ impl Orgs {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn open_to_rotate(store: Store, app: &AppService, ring: KeyRing) -> Result<Self, OrgsError> {
+    pub async fn open_to_rotate(
+        store: Store,
+        app: &AppService,
+        ring: Arc<KeyRing>,
+    ) -> Result<Self, OrgsError> {
         keys::prove(&store, &ring).await?;
         Self::assemble(store, app, ring)
     }
 
-    fn assemble(store: Store, app: &AppService, ring: KeyRing) -> Result<Self, OrgsError> {
+    fn assemble(store: Store, app: &AppService, ring: Arc<KeyRing>) -> Result<Self, OrgsError> {
         let directory = Arc::new(StoredOrgs(store.clone()));
         let resolver = OrgResolver::new(app.caches(), directory)?;
         let validator = Arc::new(StoredTokens(store.clone()));
@@ -163,6 +168,7 @@ fn context(row: OrgRow) -> Result<OrgContext, StoreError> {
         status: row.status.into(),
         settings: row.settings,
         custom_domain: row.custom_domain,
+        token_generation: u64::try_from(row.token_generation).unwrap_or(0),
         secrets: row.secrets,
     })
 }

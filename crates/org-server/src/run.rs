@@ -125,7 +125,8 @@ async fn import(settings: ServerSettings, file: &Path, say: fn(&str)) -> Result<
         Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await.map_err(misset)?;
     let mut notes = Vec::new();
     let ring = serve::key_ring(&settings, &store, &mut notes).await.map_err(misset)?;
-    let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
+    let app = AppServiceBuilder::new().app_settings(settings.app.clone()).sealer(ring.clone());
+    let app = app.build().await?;
     let orgs = Orgs::open(store.clone(), &app, ring).await.map_err(misset)?;
     notes.iter().for_each(|note| say(note));
     let shares_no_cache = matches!(settings.app.backend, Backend::Memory);
@@ -149,7 +150,8 @@ async fn rotate_keys(settings: ServerSettings, say: fn(&str)) -> Result<(), RunE
         Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await.map_err(misset)?;
     let mut notes = Vec::new();
     let ring = serve::key_ring(&settings, &store, &mut notes).await.map_err(misset)?;
-    let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
+    let app = AppServiceBuilder::new().app_settings(settings.app.clone()).sealer(ring.clone());
+    let app = app.build().await?;
     let orgs = Orgs::open_to_rotate(store.clone(), &app, ring).await.map_err(misset)?;
     notes.iter().for_each(|note| say(note));
     if matches!(settings.app.backend, Backend::Memory) {
@@ -177,6 +179,7 @@ async fn invalidate(settings: ServerSettings, keys: &[String], say: fn(&str)) ->
     if matches!(settings.app.backend, Backend::Memory) {
         return Err(RunError::NothingShared);
     }
+    // Without the key ring: it removes keys, and reads and writes no entry.
     let app = AppServiceBuilder::new().app_settings(settings.app).build().await?;
     let texts: Vec<&str> = keys.iter().map(String::as_str).collect();
     let told = app.caches().invalidate_keys(&texts).await;

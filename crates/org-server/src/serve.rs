@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use app_builder::{AppError, AppServiceBuilder};
@@ -91,7 +92,8 @@ impl Server {
         let store = Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await?;
         let ring = key_ring(&settings, &store, &mut greeting).await?;
         let (admin_token, new_admin_token) = admin_token(&settings, &mut greeting)?;
-        let app = AppServiceBuilder::new().app_settings(settings.app.clone()).build().await?;
+        let app = AppServiceBuilder::new().app_settings(settings.app.clone()).sealer(ring.clone());
+        let app = app.build().await?;
         let orgs = Orgs::open(store.clone(), &app, ring).await?;
         if settings.sample && store.org_count().await? == 0 {
             let imported = orgs.import_new(crate::import::SAMPLE).await?;
@@ -231,13 +233,13 @@ pub(crate) async fn key_ring(
     settings: &ServerSettings,
     store: &Store,
     greeting: &mut Vec<String>,
-) -> Result<KeyRing, ServeError> {
+) -> Result<Arc<KeyRing>, ServeError> {
     let keys = match &settings.master_key {
         Some(given) => given.clone(),
         // Asked before the file is looked for: another server that starts makes the file first.
         None => master_key(settings, keys::is_sealed(store).await?, greeting)?,
     };
-    Ok(keys::ring(&keys, settings.master_key_current)?)
+    Ok(Arc::new(keys::ring(&keys, settings.master_key_current)?))
 }
 
 fn master_key(

@@ -64,12 +64,13 @@ impl<K, V> std::fmt::Debug for DomainBuilder<K, V> {
 
 impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
     pub(crate) fn new(caches: Caches, name: &str, policy: Policy) -> Self {
+        let sealer = caches.shared.generations.form.sealer.clone();
         Self {
             caches,
             name: name.into(),
             policy,
             codec: None,
-            sealer: None,
+            sealer,
             life_by: None,
             tags_by: None,
             resilience: Resilience::default(),
@@ -298,11 +299,19 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
 
     /// Seals entries in the far tier: whoever reads the store sees no value, and whoever writes to it can neither
     /// change nor move one, nor prolong its life. Entries that are not sealed, or do not open, are counted misses
-    /// (`damaged`) and replaced. Keys, tags, times and lengths stay readable. Default: not.
+    /// (`damaged`) and replaced. Keys, tags, times and lengths stay readable. Default: the sealer of
+    /// [the caches](crate::CachesBuilder::sealer), if they have one.
     ///
     /// All definitions of a domain must use the same `Arc`.
     pub fn seal(mut self, sealer: Arc<dyn Sealer>) -> Self {
         self.sealer = Some(sealer);
+        self
+    }
+
+    /// Leaves the entries as they are in the far tier, whatever the other domains do: for what anybody may read, and
+    /// nobody is harmed by when somebody else writes it.
+    pub fn unsealed(mut self) -> Self {
+        self.sealer = None;
         self
     }
 
@@ -401,6 +410,10 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
         codec: Arc<dyn Codec<V>>,
     ) -> Result<TenantCache<K, V>, CacheError> {
         self.policy.validate(&self.name)?;
+        if self.policy.mode == Mode::Local {
+            // It stores nothing that could be sealed.
+            self.sealer = None;
+        }
         validate_resilience(&self.name, &self.resilience)?;
         let definition = Definition {
             policy: self.policy.clone(),
@@ -441,6 +454,7 @@ impl<K: CacheKey, V: Send + Sync + 'static> DomainBuilder<K, V> {
                 compress_over: self.policy.compress_over,
                 max_bytes: self.policy.max_value_bytes,
                 sealer: self.sealer.clone(),
+                namespace: Arc::clone(&shared.generations.form.namespace),
             },
             tasks: Arc::clone(&shared.tasks),
         });

@@ -18,12 +18,9 @@ use cache_core::key::{Owner, push_segment};
 use cache_core::{CacheError, CacheService, Claim, LeaseToken, Stamp, Ttl};
 
 use crate::lease::{Asked, LeaseGuard};
+use crate::number::{Number, NumberForm};
 use crate::sync::{AtomicU64, Mutex};
 use crate::tasks::Tasks;
-
-/// How long the number of a domain or of everything is kept after its last renewal: twice the longest life of an entry.
-/// Those of tags live as long as what carries them; see [`TagNumbers`](crate::tag_numbers::TagNumbers).
-pub(crate) const GENERATION_TTL: Duration = Duration::from_secs(60 * 24 * 60 * 60);
 
 /// The longest life of an entry under generations.
 pub(crate) const MAX_ENTRY_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -31,28 +28,6 @@ pub(crate) const MAX_ENTRY_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60
 const CREATE_LEASE: Duration = Duration::from_secs(1);
 /// Longer than a lease, so that one writer who vanished does not fail the next.
 const CREATE_WITHIN: Duration = Duration::from_secs(3);
-
-/// Stands for the number of a tag that has none. No group ever gets it.
-pub(crate) const NO_NUMBER: u64 = 0;
-
-/// A group's number in the far tier, and when it ends there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Number {
-    pub(crate) value: u64,
-    pub(crate) ends_ms: u64,
-}
-
-impl Number {
-    /// A new one, with so long to live.
-    fn random(now_ms: u64, life: Duration) -> Self {
-        Self { value: rand::random::<u64>().max(1), ends_ms: now_ms.saturating_add(life.as_millis() as u64) }
-    }
-
-    /// What is left of its life.
-    pub(crate) fn left(self, now_ms: u64) -> Duration {
-        Duration::from_millis(self.ends_ms.saturating_sub(now_ms))
-    }
-}
 
 /// One group, as this process knows it.
 ///
@@ -185,6 +160,7 @@ impl Chain {
 #[derive(Debug)]
 pub(crate) struct Generations {
     all: Arc<Generation>,
+    pub(crate) form: NumberForm,
     groups: Mutex<Groups>,
 }
 
@@ -198,8 +174,8 @@ impl Generations {
     /// Below this many groups nothing is swept.
     const MIN_SWEEP: usize = 1_024;
 
-    pub(crate) fn new() -> Self {
-        Self { all: Generation::new("gen:all"), groups: Mutex::default() }
+    pub(crate) fn new(form: NumberForm) -> Self {
+        Self { all: Generation::new("gen:all"), form, groups: Mutex::default() }
     }
 
     /// The group of everything.
@@ -316,18 +292,19 @@ pub(crate) fn tenant_of(owner: &Owner) -> Option<&str> {
 /// # Errors
 /// Those of the far tier; [`CacheError::Timeout`] when somebody else begins to write it and never ends.
 pub(crate) async fn create(
-    far: &Arc<dyn CacheService>,
+    (far, form): (&Arc<dyn CacheService>, &NumberForm),
     tasks: &Arc<Tasks>,
     text: &str,
     now_ms: u64,
     life: Duration,
 ) -> Result<Number, CacheError> {
-    let created = tokio::time::timeout(CREATE_WITHIN, try_create(far, tasks, text, now_ms, life)).await;
+    let created =
+        tokio::time::timeout(CREATE_WITHIN, try_create((far, form), tasks, text, now_ms, life)).await;
     created.unwrap_or(Err(CacheError::Timeout { operation: "making a generation", after: CREATE_WITHIN }))
 }
 
 async fn try_create(
-    far: &Arc<dyn CacheService>,
+    (far, form): (&Arc<dyn CacheService>, &NumberForm),
     tasks: &Arc<Tasks>,
     text: &str,
     now_ms: u64,
@@ -339,14 +316,15 @@ async fn try_create(
         // Others need not wait for the lease to end by itself, however this ends.
         let lease = LeaseGuard::arm(far, tasks, &key, token);
         match lease.answered(far.get_or_lease(text, token, CREATE_LEASE).await)? {
-            Asked::Hit(bytes) => match read(&bytes) {
+            Asked::Hit(bytes) => match form.read(text, &bytes) {
                 Some(number) => return Ok(number),
                 // Not ours: written over, like any entry that is none.
                 None => far.invalidate(text).await?,
             },
             Asked::Granted(lease) => {
                 let number = Number::random(now_ms, life);
-                let filled = far.fill(text, lease.claim(), write(number), Ttl::For(life)).await?;
+                let bytes = form.write(text, number)?;
+                let filled = far.fill(text, lease.claim(), bytes, Ttl::For(life)).await?;
                 lease.disarm();
                 if filled {
                     return Ok(number);
@@ -363,18 +341,19 @@ async fn try_create(
 /// # Errors
 /// Those of the far tier.
 pub(crate) async fn read_and_renew(
-    far: &dyn CacheService,
+    (far, form): (&dyn CacheService, &NumberForm),
     text: &str,
     bytes: &Bytes,
     now_ms: u64,
     (least, life): (Duration, Duration),
 ) -> Result<Option<Number>, CacheError> {
-    let Some(number) = read(bytes) else { return Ok(None) };
+    let Some(number) = form.read(text, bytes) else { return Ok(None) };
     if number.left(now_ms) >= least {
         return Ok(Some(number));
     }
     let renewed = Number { value: number.value, ..Number::random(now_ms, life) };
-    let stood = far.fill(text, &Claim::replacing(Stamp::of(bytes)), write(renewed), Ttl::For(life)).await?;
+    let (claim, written) = (Claim::replacing(Stamp::of(bytes)), form.write(text, renewed)?);
+    let stood = far.fill(text, &claim, written, Ttl::For(life)).await?;
     Ok(Some(if stood { renewed } else { number }))
 }
 
@@ -383,27 +362,12 @@ pub(crate) async fn read_and_renew(
 /// # Errors
 /// Those of the far tier.
 pub(crate) async fn renumber(
-    far: &dyn CacheService,
+    (far, form): (&dyn CacheService, &NumberForm),
     text: &str,
     now_ms: u64,
     life: Duration,
 ) -> Result<(), CacheError> {
-    far.set_bytes(text, write(Number::random(now_ms, life)), Ttl::For(life)).await
-}
-
-/// With the number stands when it would have been written, had it [`GENERATION_TTL`] to live: what older versions
-/// read, who renew what is older than half of that.
-fn write(number: Number) -> Bytes {
-    let written_ms = number.ends_ms.saturating_sub(GENERATION_TTL.as_millis() as u64);
-    Bytes::from([number.value.to_be_bytes(), written_ms.to_be_bytes()].concat())
-}
-
-fn read(bytes: &[u8]) -> Option<Number> {
-    let (value, written_ms) = bytes.split_at_checked(8)?;
-    let value = u64::from_be_bytes(value.try_into().ok()?);
-    let written_ms = u64::from_be_bytes(written_ms.try_into().ok()?);
-    let ends_ms = written_ms.saturating_add(GENERATION_TTL.as_millis() as u64);
-    (value != NO_NUMBER).then_some(Number { value, ends_ms })
+    far.set_bytes(text, form.write(text, Number::random(now_ms, life))?, Ttl::For(life)).await
 }
 
 #[cfg(test)]
@@ -413,7 +377,7 @@ mod tests {
     /// SE14: an answer that was asked for before an invalidation is not remembered after it.
     #[test]
     fn a_number_older_than_the_message_is_not_learned() {
-        let generations = Generations::new();
+        let generations = Generations::new(NumberForm::default());
         let group = generations.domain(Some("acme"), "d");
         let chain = Chain::of([group.clone()]);
         group.bump();
@@ -431,7 +395,7 @@ mod tests {
     /// SG9: groups that nobody uses leave no memory behind.
     #[test]
     fn unused_groups_are_swept() {
-        let generations = Generations::new();
+        let generations = Generations::new(NumberForm::default());
         let kept = generations.domain(Some("kept"), "d");
         for tenant in 0..100_000 {
             generations.domain(Some(&tenant.to_string()), "d");

@@ -49,6 +49,7 @@ mod local_bus;
 mod lookup;
 pub mod memo;
 mod near;
+mod number;
 mod once_warning;
 mod pending;
 mod policy;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cache_core::key::{Owner, validate, validate_domain};
 use cache_core::{
-    CacheError, CacheService, Clock, Invalidation, InvalidationBus, Subscription, TenantId, Trust,
+    CacheError, CacheService, Clock, Invalidation, InvalidationBus, Sealer, Subscription, TenantId, Trust,
 };
 use parking_lot::RwLock;
 
@@ -15,10 +15,11 @@ use crate::cache::TenantCache;
 use crate::changes::for_each_to_the_end;
 use crate::coherence::{Coherence, Domain};
 use crate::definition::{ANOTHER_WAY, Definition};
-use crate::generation::{self, GENERATION_TTL, Generations, generation_key, tag_guard_key, tag_key};
+use crate::generation::{self, Generations, generation_key, tag_guard_key, tag_key};
 use crate::key::CacheKey;
 use crate::labels::{Labels, TenantLabels};
 use crate::local_bus::Alone;
+use crate::number::{GENERATION_TTL, NumberForm};
 use crate::once_warning::OnceWarning;
 use crate::pending::{self, Pending};
 use crate::policy::Policy;
@@ -239,7 +240,7 @@ impl Shared {
         message: &Invalidation,
     ) -> Result<(), CacheError> {
         let now_ms = self.clock.unix_ms().saturating_add_signed(self.trust.server_offset_ms());
-        let mut life = GENERATION_TTL;
+        let (mut life, far) = (GENERATION_TTL, (far, &self.generations.form));
         if let Invalidation::Tag { tenant, .. } = message {
             // First, or a load that began before could read the tag's new number and miss that it is new.
             let guard = tag_guard_key(tenant.as_ref().map(TenantId::as_str));
@@ -268,6 +269,7 @@ pub struct CachesBuilder {
     clock: Clock,
     defaults: Policy,
     labels: TenantLabels,
+    form: NumberForm,
 }
 
 impl CachesBuilder {
@@ -300,6 +302,27 @@ impl CachesBuilder {
     #[must_use]
     pub fn defaults(mut self, defaults: Policy) -> Self {
         self.defaults = defaults;
+        self
+    }
+
+    /// Seals the entries of all domains in the far tier, but for those that [opt out](DomainBuilder::unsealed) or have
+    /// [a sealer of their own](DomainBuilder::seal), and proves the numbers of groups: whoever reads the store sees no
+    /// value, and whoever writes to it can neither make, change nor move an entry, nor revive a dead one by a number that
+    /// he made up. Default: none.
+    ///
+    /// All instances that share a far tier must do alike, with keys that open each other's entries. While a fleet changes
+    /// over, each kind loads what the other stored.
+    #[must_use]
+    pub fn sealer(mut self, sealer: Arc<dyn Sealer>) -> Self {
+        self.form.sealer = Some(sealer);
+        self
+    }
+
+    /// The name of the deployment, to which sealed entries are bound: those of another one on the same store, with the
+    /// same keys, do not open here. Default empty.
+    #[must_use]
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        self.form.namespace = namespace.into();
         self
     }
 
@@ -341,7 +364,7 @@ impl CachesBuilder {
 
     fn finish(self, bus: Arc<dyn InvalidationBus>) -> Caches {
         let domains = Arc::new(Domains::default());
-        let generations = Arc::new(Generations::new());
+        let generations = Arc::new(Generations::new(self.form.clone()));
         let sink = Coherence { domains: Arc::clone(&domains), generations: Arc::clone(&generations) };
         let subscription = bus.subscribe(Arc::new(sink));
         let Self { far, clock, defaults, labels, .. } = self;

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use cache_core::CacheError;
 
 use crate::far::FarTier;
-use crate::generation::{self, Chain, GENERATION_TTL, MAX_ENTRY_TTL, NO_NUMBER, Number};
+use crate::generation::{self, Chain, MAX_ENTRY_TTL};
+use crate::number::{GENERATION_TTL, NO_NUMBER, Number};
 use crate::policy::{NegativeTier, Policy};
 
 /// What a tag's number lives longer than the entries, at least.
@@ -72,7 +73,10 @@ impl FarTier {
         let lives =
             if is_tag { (Duration::ZERO, Duration::ZERO) } else { (GENERATION_TTL / 2, GENERATION_TTL) };
         let read = match &bytes {
-            Some(bytes) => generation::read_and_renew(&*self.service, text, bytes, now_ms, lives).await?,
+            Some(bytes) => {
+                let far = (&*self.service, &self.generations.form);
+                generation::read_and_renew(far, text, bytes, now_ms, lives).await?
+            }
             None => None,
         };
         let number = match read {
@@ -115,7 +119,7 @@ impl FarTier {
     }
 
     async fn create(&self, text: &str, now_ms: u64, life: Duration) -> Result<Number, CacheError> {
-        generation::create(&self.service, &self.tasks, text, now_ms, life).await
+        generation::create((&self.service, &self.generations.form), &self.tasks, text, now_ms, life).await
     }
 
     /// Whether a tag has this number, and keeps it for as long as an entry lives; renewed if need be.
@@ -136,7 +140,9 @@ impl FarTier {
         for _ in 0..2 {
             let Some(bytes) = far.get_bytes(text).await? else { return Ok(false) };
             let lives = (entry, self.tag_numbers.life(entry));
-            let Some(now) = generation::read_and_renew(far, text, &bytes, now_ms, lives).await? else {
+            let form = &self.generations.form;
+            let now = generation::read_and_renew((far, form), text, &bytes, now_ms, lives).await?;
+            let Some(now) = now else {
                 return Ok(false);
             };
             if now.value != number {

@@ -3,7 +3,8 @@
 //! ```text
 //! packed  length[4, little-endian] ‖ LZ4 block          when it is longer than the threshold, and shorter so
 //! sealed  what the sealer makes of it, bound to
-//!         lp("far-value") ‖ lp(key) ‖ lp("value" or "absent") ‖ header     lp = length[4, big-endian] ‖ bytes
+//!         lp("far-value") ‖ lp(namespace) ‖ lp(key) ‖ lp("value" or "absent") ‖ header
+//!         lp = length[4, big-endian] ‖ bytes
 //! ```
 //! The header is bound, so that nobody can prolong an entry, or make an absence of a value. A cache that seals
 //! believes nothing that is not sealed.
@@ -16,6 +17,7 @@ use cache_core::{CacheError, Sealer};
 
 use crate::far::Asked;
 use crate::frame::{Form, Frame, FrameError, Stored};
+use crate::number;
 
 /// LZ4 makes of a byte at most 255.
 const MAX_RATIO: usize = 255;
@@ -26,6 +28,7 @@ pub(crate) struct Wrapping {
     pub(crate) compress_over: Option<usize>,
     pub(crate) max_bytes: usize,
     pub(crate) sealer: Option<Arc<dyn Sealer>>,
+    pub(crate) namespace: Arc<str>,
 }
 
 impl Wrapping {
@@ -40,7 +43,7 @@ impl Wrapping {
         match &self.sealer {
             None => out.put_slice(body),
             Some(sealer) => {
-                let place = place(asked.text, frame.payload.is_none(), &out);
+                let place = self.place(asked.text, frame.payload.is_none(), &out);
                 out.put_slice(&sealer.seal(asked.tenant, &place, body).map_err(|error| {
                     BackendError::new(BackendErrorKind::NotReady, "seal", "an entry does not seal")
                         .with_source(error)
@@ -63,7 +66,7 @@ impl Wrapping {
         let body = match (&self.sealer, form.sealed) {
             (None, false) => body,
             (Some(sealer), true) => {
-                let place = place(asked.text, absent, &header);
+                let place = self.place(asked.text, absent, &header);
                 sealer.open(asked.tenant, &place, &body).map_err(FrameError::Sealed)?
             }
             _ => return Err(FrameError::OtherForm),
@@ -76,6 +79,12 @@ impl Wrapping {
             return Err(FrameError::TooLarge);
         }
         Ok(Frame { payload: Some(payload), ..frame })
+    }
+
+    /// Where a sealed payload belongs.
+    fn place(&self, key: &str, absent: bool, header: &[u8]) -> Vec<u8> {
+        let kind: &[u8] = if absent { b"absent" } else { b"value" };
+        number::place(&[b"far-value", self.namespace.as_bytes(), key.as_bytes(), kind], header)
     }
 
     fn pack(&self, plain: &[u8]) -> Option<Vec<u8>> {
@@ -99,16 +108,4 @@ impl Wrapping {
             _ => Err(FrameError::Malformed),
         }
     }
-}
-
-/// Where a sealed payload belongs.
-fn place(key: &str, absent: bool, header: &[u8]) -> Vec<u8> {
-    let kind: &[u8] = if absent { b"absent" } else { b"value" };
-    let mut place = Vec::with_capacity(12 + 9 + key.len() + kind.len() + header.len());
-    for part in [b"far-value", key.as_bytes(), kind] {
-        place.put_u32(part.len() as u32);
-        place.put_slice(part);
-    }
-    place.put_slice(header);
-    place
 }

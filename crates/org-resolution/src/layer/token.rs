@@ -28,11 +28,12 @@ use crate::token::{CachedToken, TokenError, TokenService};
 ///
 /// The inner service finds an `Arc<CachedToken>` in the extensions, and the user in the [`RequestContext`].
 /// No credentials: 401 `unauthorized`; bad ones: 401 `invalid_token`; those of another organisation: 403
-/// `org_mismatch`.
+/// `org_mismatch`; those without a [required](Self::requiring) scope: 403 `insufficient_scope`.
 #[derive(Debug, Clone)]
 pub struct TokenLayer {
     tokens: TokenService,
     limit: Option<Limit>,
+    required: Arc<[String]>,
 }
 
 /// Tokens validated at the same time for all clients together that failed too often.
@@ -50,7 +51,7 @@ impl TokenLayer {
     /// A layer.
     #[must_use]
     pub fn new(tokens: TokenService) -> Self {
-        Self { tokens, limit: None }
+        Self { tokens, limit: None, required: Arc::new([]) }
     }
 
     /// Counts failed tokens per organisation and client; when there were too many, answers 429 `rate_limited` to further
@@ -68,15 +69,31 @@ impl TokenLayer {
         self
     }
 
+    /// Asks for tokens that have all of these scopes; others are answered 403 `insufficient_scope`, with the scopes in
+    /// `WWW-Authenticate` (RFC 6750). Default none.
+    #[must_use]
+    pub fn requiring<S: Into<String>>(mut self, scopes: impl IntoIterator<Item = S>) -> Self {
+        self.required = scopes.into_iter().map(Into::into).collect();
+        self
+    }
+
+    async fn authorized(&self, parts: &Parts) -> Result<Arc<CachedToken>, Problem> {
+        let token = self.authenticate(parts).await?;
+        match self.required.iter().all(|scope| token.scopes.contains(scope)) {
+            true => Ok(token),
+            false => Err(Problem::insufficient_scope(&self.required)),
+        }
+    }
+
     async fn authenticate(&self, parts: &Parts) -> Result<Arc<CachedToken>, Problem> {
         let org = parts.extensions.get::<Arc<OrgContext>>().ok_or_else(Problem::org_unresolved)?;
         let token = bearer(&parts.headers)?;
         let client = parts.extensions.get::<ClientIp>().map(|client| client.0);
-        let Some(limit) = &self.limit else { return Ok(self.tokens.validate(&org.id, &token).await?) };
+        let Some(limit) = &self.limit else { return Ok(self.tokens.validate(org, &token).await?) };
         let key = rate_limit::key_of(Some(&org.id), None, client);
         // What was validated here before costs no question to the limit's store.
-        let turns = if self.tokens.knows(&org.id, &token) { None } else { limit.turns_of(&key).await? };
-        match self.tokens.validate_in_turn(&org.id, &token, turns).await {
+        let turns = if self.tokens.knows(org, &token) { None } else { limit.turns_of(&key).await? };
+        match self.tokens.validate_in_turn(org, &token, turns).await {
             Ok(token) => Ok(token),
             Err(error) => {
                 if matches!(error, TokenError::Invalid | TokenError::TooLong | TokenError::OrgMismatch) {
@@ -167,7 +184,7 @@ where
         let (layer, mut inner) = (self.layer.clone(), take_ready(&mut self.inner));
         async move {
             let (mut parts, body) = request.into_parts();
-            let token = match layer.authenticate(&parts).await {
+            let token = match layer.authorized(&parts).await {
                 Ok(token) => token,
                 Err(problem) => return Ok(problem.into_response()),
             };

@@ -22,6 +22,16 @@ impl TokenDigest {
         Self(Sha256::digest(zeroize::Zeroizing::new(lengths(&parts)).as_slice()).into())
     }
 
+    /// The digest under which it is cached while its organisation's tokens are of this
+    /// [generation](crate::OrgContext::token_generation). Of 256 bits 192 stay those of the token: no two share one.
+    #[must_use]
+    pub fn under(mut self, generation: u64) -> Self {
+        for (byte, of_generation) in self.0.iter_mut().zip(generation.to_be_bytes()) {
+            *byte ^= of_generation;
+        }
+        self
+    }
+
     /// The digest of a session's id, which can be a credential itself.
     pub(crate) fn of_session(session: &str) -> Self {
         Self(Sha256::digest(session).into())

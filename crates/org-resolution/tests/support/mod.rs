@@ -204,6 +204,7 @@ pub fn org(slug: &str) -> OrgContext {
         status: OrgStatus::Active,
         settings: serde_json::Map::new(),
         custom_domain: None,
+        token_generation: 0,
         secrets: std::collections::BTreeMap::new(),
     }
 }

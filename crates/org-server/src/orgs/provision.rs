@@ -14,6 +14,7 @@ use secrecy::ExposeSecret;
 use crate::draft::OrgDraft;
 use crate::import::{self, ImportError, Position, Record};
 use crate::orgs::{Orgs, context, org_id};
+use crate::store::orgs::new_token_generation;
 use crate::store::{ChangeId, OrgRow, SealedSecrets, StoreError, now_ms};
 
 /// The longest that a server which could not be notified goes on with what was changed: the life of what it cached.
@@ -234,7 +235,7 @@ impl Orgs {
         Ok((committed?.0, told))
     }
 
-    async fn forget(&self, states: &[OrgContext]) -> Result<(), CacheError> {
+    pub(super) async fn forget(&self, states: &[OrgContext]) -> Result<(), CacheError> {
         let states: Vec<&OrgContext> = states.iter().collect();
         // Boxed: three invalidations at once are a large future, held by every change twice.
         Box::pin(self.0.resolver.forget(&states)).await
@@ -257,6 +258,7 @@ fn new_row(slug: &Slug) -> OrgRow {
         settings: serde_json::Map::new(),
         secrets: SealedSecrets::new(),
         custom_domain: None,
+        token_generation: new_token_generation(),
         created_at: now,
         updated_at: now,
     }

@@ -114,10 +114,14 @@ impl Orgs {
         let org = self.0.store.org_by_slug(slug.as_str()).await?.ok_or_else(Problem::org_not_found)?;
         let gone = || Problem::not_found("token");
         let row = self.0.store.token(&org.id, id).await?.ok_or_else(gone)?;
-        let deleted = self.0.store.delete_token(&org.id, id).await;
+        let org = super::context(org)?;
+        let deleted = self.0.store.delete_token(org.id.as_str(), id).await;
         // Also when it failed: a commit whose answer was lost may have taken place, and nobody could find out
         // any more under what the token is cached.
-        let forgotten = self.0.tokens.revoke(&TokenDigest::from_bytes(row.cache_digest)).await;
+        let digest = TokenDigest::from_bytes(row.cache_digest).under(org.token_generation);
+        let revoked = self.0.tokens.revoke(&digest).await;
+        // Its tokens are of another generation now: what is cached of this one is found no more.
+        let forgotten = revoked.and(self.forget(&[org]).await);
         let change = deleted.as_ref().ok().and_then(|deleted| Some(deleted.as_ref()?.change));
         let told = self.notified("a revoked token", forgotten, change.as_slice()).await;
         deleted?.map(|_| told).ok_or_else(gone)

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use org_resolution::token::TokenDigest;
 use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
@@ -58,9 +59,12 @@ impl Names {
         self.domains.extend(row.custom_domain.clone());
     }
 
-    pub(super) fn of_token(row: &TokenRow) -> Self {
-        let digest = row.cache_digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { tokens: [digest].into(), ..Self::default() }
+    /// Those of a token, and of its organisation, whose tokens are of another generation without it.
+    pub(super) fn of_token(row: &TokenRow, org: Option<&OrgRow>) -> Self {
+        let mut names = Self::of(org.as_slice());
+        let generation = org.map_or(0, |org| org.token_generation.cast_unsigned());
+        names.tokens.insert(TokenDigest::from_bytes(row.cache_digest).under(generation).to_string());
+        names
     }
 
     /// Adds those of another row.

@@ -36,10 +36,17 @@ pub struct OrgRow {
     pub secrets: SealedSecrets,
     /// A host of its own.
     pub custom_domain: Option<String>,
+    /// Under which its validated tokens are cached. An update leaves it alone, [`Store::delete_token`] does not.
+    pub token_generation: i64,
     /// When it was made, in milliseconds since 1970.
     pub created_at: i64,
     /// When it was last changed, in milliseconds since 1970.
     pub updated_at: i64,
+}
+
+/// A token generation that no organisation had before.
+pub(crate) fn new_token_generation() -> i64 {
+    rand::random::<i64>() & i64::MAX
 }
 
 /// What [`Store::put_org`] did.
@@ -60,7 +67,8 @@ const NAMES_PER_CHANGE: usize = 500;
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT id, slug, name, plan, status, settings, secrets, custom_domain, created_at, updated_at ",
+            "SELECT id, slug, name, plan, status, settings, secrets, custom_domain, token_generation, \
+             created_at, updated_at ",
             "FROM organizations ",
             $rest
         )
@@ -259,6 +267,15 @@ impl Store {
     }
 }
 
+/// The organisation with an id, within a transaction.
+pub(super) async fn org_by_id_in(
+    connection: &mut SqliteConnection,
+    id: &str,
+) -> Result<Option<OrgRow>, StoreError> {
+    let row = sqlx::query(select!("WHERE id = $1")).bind(id).fetch_optional(connection).await?;
+    row.as_ref().map(read).transpose()
+}
+
 async fn fetch(connection: &mut SqliteConnection, slug: &str) -> Result<Option<OrgRow>, StoreError> {
     let row = sqlx::query(select!("WHERE slug = $1")).bind(slug).fetch_optional(connection).await?;
     row.as_ref().map(read).transpose()
@@ -279,8 +296,8 @@ async fn import(
 async fn insert(connection: &mut SqliteConnection, row: &OrgRow) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO organizations \
-         (id, slug, name, plan, status, settings, secrets, custom_domain, created_at, updated_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+         (id, slug, name, plan, status, settings, secrets, custom_domain, token_generation, created_at, updated_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
     )
     .bind(&row.id)
     .bind(&row.slug)
@@ -290,6 +307,7 @@ async fn insert(connection: &mut SqliteConnection, row: &OrgRow) -> Result<(), S
     .bind(json(&row.settings))
     .bind(json(&row.secrets))
     .bind(&row.custom_domain)
+    .bind(row.token_generation)
     .bind(row.created_at)
     .bind(row.updated_at)
     .execute(connection)
@@ -327,6 +345,7 @@ fn read(row: &SqliteRow) -> Result<OrgRow, StoreError> {
         settings: serde_json::from_str(&settings).map_err(|_| StoreError::Damaged { what: "settings" })?,
         secrets: serde_json::from_str(&secrets).map_err(|_| StoreError::Damaged { what: "secrets" })?,
         custom_domain: row.try_get("custom_domain")?,
+        token_generation: row.try_get("token_generation")?,
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,
     })

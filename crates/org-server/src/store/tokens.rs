@@ -4,6 +4,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 
 use super::changes::{Names, Recorded, record};
+use super::orgs::{new_token_generation, org_by_id_in};
 use super::{Store, StoreError, now_ms};
 
 /// A token of an organisation's user.
@@ -97,7 +98,8 @@ impl Store {
         row.as_ref().map(read).transpose()
     }
 
-    /// Removes a token of an organisation; answers what it was, or `None` when there was none.
+    /// Removes a token of an organisation, whose tokens are of a new generation then; answers what it was, or `None` when
+    /// there was none.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`], [`StoreError::Timeout`], [`StoreError::Damaged`].
@@ -120,7 +122,14 @@ impl Store {
             .fetch_optional(&mut *write)
             .await?;
             let Some(row) = removed.as_ref().map(read).transpose()? else { return Ok(None) };
-            let change = record(&mut write, &Names::of_token(&row)).await?;
+            // As it was: the generation under which its tokens are cached until it is forgotten.
+            let org = org_by_id_in(&mut write, org_id).await?;
+            sqlx::query("UPDATE organizations SET token_generation = $1 WHERE id = $2")
+                .bind(new_token_generation())
+                .bind(org_id)
+                .execute(&mut *write)
+                .await?;
+            let change = record(&mut write, &Names::of_token(&row, org.as_ref())).await?;
             write.commit().await?;
             Ok(Some(Recorded { row, change }))
         })

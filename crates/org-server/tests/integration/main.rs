@@ -4,6 +4,7 @@ mod binary;
 mod common;
 mod fencing;
 mod fleet;
+mod forgeries;
 mod import;
 mod keys;
 mod operators;

@@ -326,5 +326,6 @@ async fn a_stop_says_what_is_left() {
     assert!(stopped.ended(Duration::from_secs(20)).expect("it ends").success());
     let log = std::fs::read_to_string(folder.0.join("log")).expect("a log");
     let line = log.lines().find(|line| line.contains("stopping with changes")).expect("it says so");
-    assert!(line.contains("changes=Some(1)") && line.contains("unannounced=1"), "{line}");
+    // The token, and the slug and the id of its organisation.
+    assert!(line.contains("changes=Some(1)") && line.contains("unannounced=3"), "{line}");
 }

@@ -21,6 +21,7 @@ fn org(slug: &str) -> OrgRow {
         settings: serde_json::from_str(r#"{"locale": "en-GB", "n": [1, 2]}"#).expect("JSON"),
         secrets: [("webhook_key".to_owned(), Sealed::from_bytes(vec![0, 159, 255]))].into(),
         custom_domain: None,
+        token_generation: 0,
         created_at: 1,
         updated_at: 1,
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use shuttle::thread;
 
 use super::under_every_schedule;
-use crate::generation::{Chain, Generation, Generations, Number};
+use crate::generation::{Chain, Generation, Generations};
+use crate::number::{Number, NumberForm};
 use crate::sync::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -21,7 +22,7 @@ struct Group {
 
 impl Group {
     fn new() -> Arc<Self> {
-        let generations = Generations::new();
+        let generations = Generations::new(NumberForm::default());
         let group = generations.domain(Some("acme"), "rows");
         Arc::new(Self { generations, group, far: AtomicU64::new(OLD_NUMBER) })
     }
@@ -94,7 +95,7 @@ fn the_current_number_is_known() {
 #[test]
 fn all_who_hold_a_group_hold_the_same() {
     under_every_schedule(|| {
-        let generations = Arc::new(Generations::new());
+        let generations = Arc::new(Generations::new(NumberForm::default()));
         let other = {
             let generations = Arc::clone(&generations);
             thread::spawn(move || generations.domain(Some("acme"), "rows"))
