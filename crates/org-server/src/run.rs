@@ -2,8 +2,10 @@
 
 use std::io::IsTerminal as _;
 use std::path::Path;
+use std::sync::Arc;
 
-use app_builder::{AppError, AppServiceBuilder, Backend, SettingError, SettingService};
+use app_builder::{AppError, AppService, AppServiceBuilder, Backend, SettingError, SettingService};
+use org_resolution::KeyRing;
 use secrecy::ExposeSecret;
 
 use crate::cli::Command;
@@ -117,18 +119,35 @@ async fn serve(settings: ServerSettings, say: fn(&str)) -> Result<(), RunError> 
     Ok(())
 }
 
+/// What a command works on; to be closed by it.
+struct Opened {
+    store: Store,
+    app: AppService,
+    orgs: Orgs,
+}
+
+/// Opens the database and the organisations in it, and says what had to be made for that.
+async fn opened(
+    settings: &ServerSettings,
+    say: fn(&str),
+    open: impl AsyncFnOnce(Store, &AppService, Arc<KeyRing>) -> Result<Orgs, OrgsError>,
+) -> Result<Opened, RunError> {
+    let store =
+        Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await.map_err(misset)?;
+    let mut notes = Vec::new();
+    let ring = serve::key_ring(settings, &store, &mut notes).await.map_err(misset)?;
+    let app = AppServiceBuilder::new().app_settings(settings.app.clone()).sealer(ring.clone());
+    let app = app.build().await?;
+    let orgs = open(store.clone(), &app, ring).await.map_err(misset)?;
+    notes.iter().for_each(|note| say(note));
+    Ok(Opened { store, app, orgs })
+}
+
 async fn import(settings: ServerSettings, file: &Path, say: fn(&str)) -> Result<(), RunError> {
     let text = import::read_file(file).await?;
     // Before anything is opened: a file with mistakes makes no database.
     import::parse(&text)?;
-    let store =
-        Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await.map_err(misset)?;
-    let mut notes = Vec::new();
-    let ring = serve::key_ring(&settings, &store, &mut notes).await.map_err(misset)?;
-    let app = AppServiceBuilder::new().app_settings(settings.app.clone()).sealer(ring.clone());
-    let app = app.build().await?;
-    let orgs = Orgs::open(store.clone(), &app, ring).await.map_err(misset)?;
-    notes.iter().for_each(|note| say(note));
+    let Opened { store, app, orgs } = opened(&settings, say, Orgs::open).await?;
     let shares_no_cache = matches!(settings.app.backend, Backend::Memory);
     if shares_no_cache {
         orgs.leave_changes_to_servers();
@@ -146,14 +165,7 @@ async fn import(settings: ServerSettings, file: &Path, say: fn(&str)) -> Result<
 }
 
 async fn rotate_keys(settings: ServerSettings, say: fn(&str)) -> Result<(), RunError> {
-    let store =
-        Store::open(settings.database_url.expose_secret(), StorePolicy::default()).await.map_err(misset)?;
-    let mut notes = Vec::new();
-    let ring = serve::key_ring(&settings, &store, &mut notes).await.map_err(misset)?;
-    let app = AppServiceBuilder::new().app_settings(settings.app.clone()).sealer(ring.clone());
-    let app = app.build().await?;
-    let orgs = Orgs::open_to_rotate(store.clone(), &app, ring).await.map_err(misset)?;
-    notes.iter().for_each(|note| say(note));
+    let Opened { store, app, orgs } = opened(&settings, say, Orgs::open_to_rotate).await?;
     if matches!(settings.app.backend, Backend::Memory) {
         orgs.leave_changes_to_servers();
     }
